@@ -1,0 +1,4 @@
+//! The `composefs-store` command.
+#![forbid(unsafe_code)]
+
+fn main() {}

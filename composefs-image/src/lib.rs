@@ -1,0 +1,2 @@
+//! The composefs format: file trees, fs-verity digests, EROFS images, dumpfiles.
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! The composefs repository on disk: objects, splitstreams, images, refs, OCI content.
