@@ -1,2 +1,45 @@
 //! podman's containers-storage as data: configuration, locks, records, tar-split.
+//!
+//! This crate reads the overlay stores that podman, buildah, skopeo and CRI-O keep: which images there
+//! are, which layers they have, and the exact tar stream of a layer, put together from its tar-split
+//! and the files in its directory. It takes the engine's own locks (POSIX record locks, as
+//! open-file-description locks on a descriptor opened read-only), and it never writes to a store that
+//! belongs to an engine. The one thing it writes is a store of our own, the *additional image store*
+//! ([`own_store`]).
+//!
+//! A reading session:
+//!
+//! 1. [`StorageConf`]: where the store is. 2. [`Storage::open`]. 3. [`Storage::find_image`]: records are
+//! read under the read lock of `images.lock`, which is released before the call returns.
+//! 4. [`Image::layers`], bottom layer first. 5. For each layer [`Layer::lock`]: the guard holds the read
+//! lock of `layers.lock`, and only the guard gives access to tar-split and files. While a guard lives,
+//! no container can be created on the host, so take one per layer, and no two for one thread.
+//!
+//! Everything read from disk is untrusted: sizes are bounded, names never leave the layer's directory,
+//! and digests of manifest and config are checked. That a layer's bytes are the right ones is for the
+//! caller to decide, by hashing the whole stream and comparing it with the config's diff ID.
 #![forbid(unsafe_code)]
+
+mod conf;
+mod digest;
+mod error;
+mod ids;
+mod image;
+mod layer;
+mod lock;
+pub mod own_store;
+mod read;
+mod records;
+mod storage;
+mod tar_split;
+
+pub use conf::{ConfError, ConfSource, Environment, NaiveDiffReason, OverlayOptions, StorageConf};
+pub use digest::{ConfigDigest, DiffId, Digest, InvalidDigest, ManifestDigest, chain_id};
+pub use error::Error;
+pub use ids::{ContainerId, ImageId, InvalidId, LayerId, LinkId};
+pub use image::Image;
+pub use layer::{Layer, LayerGuard, LayerKind};
+pub use lock::{LastWrite, LockError, ReadLock, WriteLock};
+pub use records::{ContainerRecord, IdMapping, ImageRecord, LayerFlags, LayerRecord};
+pub use storage::{OpenOptions, RootKind, Storage, StoreRoot};
+pub use tar_split::{ContentCrc, EntryName, TarSplit, TarSplitEntry, TarSplitError};

@@ -1,0 +1,111 @@
+//! What of a process's surroundings decides where its storage is.
+//!
+//! Taken once and handed on, so that the rules are functions of values and tests need no real environment.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+/// User id and environment variables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// The user whose storage is meant.
+    pub uid: u32,
+    /// The environment variables.
+    pub variables: BTreeMap<OsString, OsString>,
+}
+
+impl Environment {
+    /// The environment of this process.
+    pub fn current() -> Self {
+        Self {
+            uid: rustix::process::geteuid().as_raw(),
+            variables: std::env::vars_os().collect(),
+        }
+    }
+
+    /// A variable that is set, if only to the empty string.
+    pub(crate) fn get(&self, name: &str) -> Option<&OsStr> {
+        self.variables
+            .get(OsStr::new(name))
+            .map(OsString::as_os_str)
+    }
+
+    /// A variable that is set and not empty.
+    pub(crate) fn non_empty(&self, name: &str) -> Option<&OsStr> {
+        self.get(name).filter(|value| !value.is_empty())
+    }
+
+    pub(crate) fn is_root(&self) -> bool {
+        self.uid == 0
+    }
+
+    fn home(&self) -> PathBuf {
+        self.non_empty("HOME")
+            .map_or_else(|| PathBuf::from("/"), PathBuf::from)
+    }
+
+    pub(crate) fn config_home(&self) -> PathBuf {
+        self.non_empty("XDG_CONFIG_HOME")
+            .map_or_else(|| self.home().join(".config"), PathBuf::from)
+    }
+
+    pub(crate) fn data_home(&self) -> PathBuf {
+        self.non_empty("XDG_DATA_HOME")
+            .map_or_else(|| self.home().join(".local/share"), PathBuf::from)
+    }
+
+    pub(crate) fn runtime_dir(&self) -> PathBuf {
+        self.non_empty("XDG_RUNTIME_DIR").map_or_else(
+            || PathBuf::from(format!("/run/user/{}", self.uid)),
+            PathBuf::from,
+        )
+    }
+
+    /// Replaces `$UID`, `$NAME` and `${NAME}` in a path of storage.conf; what is not set becomes empty.
+    pub(crate) fn expand(&self, text: &str) -> PathBuf {
+        let mut expanded = OsString::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('$') {
+            expanded.push(before);
+            let (name, remaining) = match after.strip_prefix('{') {
+                Some(braced) => braced.split_once('}').unwrap_or((braced, "")),
+                None => {
+                    let end = after
+                        .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+                        .unwrap_or(after.len());
+                    after.split_at(end)
+                }
+            };
+            if name == "UID" {
+                expanded.push(self.uid.to_string());
+            } else if let Some(value) = self.get(name) {
+                expanded.push(value);
+            }
+            rest = remaining;
+        }
+        expanded.push(rest);
+        PathBuf::from(expanded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_expand_user_id_and_variables() {
+        let environment = Environment {
+            uid: 1000,
+            variables: [("HOME".into(), "/home/ann".into())].into(),
+        };
+        for (text, path) in [
+            ("$HOME/storage", "/home/ann/storage"),
+            ("${HOME}x/$UID/$NONE/z", "/home/annx/1000//z"),
+            ("/plain", "/plain"),
+            ("/a/${HOME", "/a//home/ann"),
+        ] {
+            assert_eq!(environment.expand(text), PathBuf::from(path), "{text}");
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! An image: its record, manifest, config and layers.
+//!
+//! Manifest and config are handed out byte for byte and only if their digests are right.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::digest::{ConfigDigest, DiffId, Digest, ManifestDigest};
+use crate::error::Error;
+use crate::ids::ImageId;
+use crate::layer::Layer;
+use crate::own_store::big_data_file_name;
+use crate::read::read_limited;
+use crate::records::ImageRecord;
+use crate::storage::{Storage, StoreRoot};
+
+/// Largest manifest or config that is read; registries refuse manifests of more than 4 MiB.
+const MAX_DOCUMENT: u64 = 16 << 20;
+
+/// An image of a store. Cheap to clone.
+#[derive(Clone)]
+pub struct Image {
+    storage: Storage,
+    root: usize,
+    record: ImageRecord,
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Image({})", self.record.id)
+    }
+}
+
+#[derive(Deserialize)]
+struct Manifest {
+    config: Option<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct Descriptor {
+    digest: String,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    rootfs: Option<RootFs>,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Option<Vec<String>>,
+}
+
+impl Image {
+    pub(crate) fn new(storage: Storage, root: usize, record: ImageRecord) -> Self {
+        Self {
+            storage,
+            root,
+            record,
+        }
+    }
+
+    /// The image's ID.
+    pub fn id(&self) -> &ImageId {
+        &self.record.id
+    }
+
+    /// The image's names, fully qualified.
+    pub fn names(&self) -> &[String] {
+        &self.record.names
+    }
+
+    /// The record as it is in the store.
+    pub fn record(&self) -> &ImageRecord {
+        &self.record
+    }
+
+    /// The root in which the record is.
+    pub fn store_root(&self) -> &StoreRoot {
+        self.storage.root(self.root)
+    }
+
+    /// Whether `digest` is the digest of the image's manifest or of an index it was chosen from.
+    pub fn has_digest(&self, digest: &Digest) -> bool {
+        self.record.manifest_digests().any(|d| d == digest)
+    }
+
+    /// The digest of the manifest, as the record has it. [`Image::manifest`] checks it.
+    pub fn digest(&self) -> Result<ManifestDigest, Error> {
+        let digest = self
+            .record
+            .digest
+            .as_ref()
+            .or_else(|| self.record.big_data_digests.get("manifest"))
+            .ok_or_else(|| self.unsupported("there is no manifest"))?;
+        ManifestDigest::try_from(digest).map_err(|source| Error::ImageDigest {
+            image: self.record.id.clone(),
+            what: "manifest",
+            source,
+        })
+    }
+
+    /// The manifest's bytes, with the digest checked.
+    pub fn manifest(&self) -> Result<Vec<u8>, Error> {
+        let expected = self.digest()?;
+        let bytes = match self.big_data(&format!("manifest-{expected}"))? {
+            Some(bytes) => bytes,
+            None => self
+                .big_data("manifest")?
+                .ok_or_else(|| self.unsupported("there is no manifest"))?,
+        };
+        self.check(
+            "manifest",
+            expected.into(),
+            ManifestDigest::of(&bytes).into(),
+        )?;
+        Ok(bytes)
+    }
+
+    /// The digest of the config, as the manifest has it.
+    pub fn config_digest(&self) -> Result<ConfigDigest, Error> {
+        let manifest: Manifest = self.json("manifest", &self.manifest()?)?;
+        let config = manifest
+            .config
+            .ok_or_else(|| self.unsupported("its manifest names no config (schema 1?)"))?;
+        config.digest.parse().map_err(|source| Error::ImageDigest {
+            image: self.record.id.clone(),
+            what: "manifest",
+            source,
+        })
+    }
+
+    /// The config's bytes, with the digest checked.
+    pub fn config(&self) -> Result<Vec<u8>, Error> {
+        let expected = self.config_digest()?;
+        let bytes = self
+            .big_data(&expected.to_string())?
+            .ok_or_else(|| self.unsupported("its config is missing"))?;
+        self.check("config", expected.into(), ConfigDigest::of(&bytes).into())?;
+        Ok(bytes)
+    }
+
+    /// The diff IDs that the config names, bottom layer first.
+    pub fn diff_ids(&self) -> Result<Vec<DiffId>, Error> {
+        let config: Config = self.json("config", &self.config()?)?;
+        let diff_ids = config.rootfs.and_then(|rootfs| rootfs.diff_ids);
+        diff_ids
+            .unwrap_or_default()
+            .iter()
+            .map(|text| text.parse())
+            .collect::<Result<_, _>>()
+            .map_err(|source| Error::ImageDigest {
+                image: self.record.id.clone(),
+                what: "config",
+                source,
+            })
+    }
+
+    /// The layers, bottom first, each with its diff ID from the config. The chain of parents is
+    /// followed through all stores; it must be as long as the config's list.
+    pub fn layers(&self) -> Result<Vec<Layer>, Error> {
+        let diff_ids = self.diff_ids()?;
+        let mut found = self.storage.layers()?;
+        let mut chain = Vec::new();
+        let mut seen = HashSet::new();
+        let mut next = self.record.layer.clone();
+        while let Some(id) = next {
+            if !seen.insert(id.clone()) {
+                return Err(Error::LayerCycle { layer: id });
+            }
+            let layer = found
+                .remove(&id)
+                .ok_or(Error::LayerNotFound { layer: id })?;
+            next = layer.record.parent.clone();
+            chain.push(layer);
+        }
+        if chain.len() != diff_ids.len() {
+            return Err(Error::LayerCount {
+                image: self.record.id.clone(),
+                expected: diff_ids.len(),
+                found: chain.len(),
+            });
+        }
+        chain.reverse();
+        Ok(chain
+            .into_iter()
+            .zip(diff_ids)
+            .map(|(found, diff_id)| Layer::new(self.storage.clone(), found, diff_id))
+            .collect())
+    }
+
+    /// An item of the image's big data, unchecked, at most 16 MiB.
+    pub fn big_data(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        read_limited(&self.big_data_path(key), MAX_DOCUMENT)
+    }
+
+    fn big_data_path(&self, key: &str) -> PathBuf {
+        self.store_root()
+            .images_dir()
+            .join(self.record.id.as_str())
+            .join(big_data_file_name(key))
+    }
+
+    fn unsupported(&self, what: &'static str) -> Error {
+        Error::UnsupportedImage {
+            image: self.record.id.clone(),
+            what,
+        }
+    }
+
+    fn json<'a, T: Deserialize<'a>>(
+        &self,
+        what: &'static str,
+        bytes: &'a [u8],
+    ) -> Result<T, Error> {
+        serde_json::from_slice(bytes).map_err(|source| Error::ImageJson {
+            image: self.record.id.clone(),
+            what,
+            source,
+        })
+    }
+
+    fn check(&self, what: &'static str, expected: Digest, found: Digest) -> Result<(), Error> {
+        if expected == found {
+            Ok(())
+        } else {
+            Err(Error::DigestMismatch {
+                image: self.record.id.clone(),
+                what,
+                expected,
+                found,
+            })
+        }
+    }
+}
