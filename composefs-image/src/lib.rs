@@ -1,9 +1,11 @@
 //! The composefs format: file trees, fs-verity digests, EROFS images, dumpfiles.
 #![forbid(unsafe_code)]
 
+pub mod format;
 pub mod fsverity;
 pub mod tree;
 
+pub use format::Format;
 pub use fsverity::{
     Algorithm, DigestError, UnknownAlgorithm, VerityDigest, VerityHasher, leaf_hashes,
     verity_digest,
