@@ -168,14 +168,14 @@ impl Image {
         let mut chain = Vec::new();
         let mut seen = HashSet::new();
         let mut next = self.record.layer.clone();
-        while let Some(id) = next {
+        while let Some(id) = next.take() {
             if !seen.insert(id.clone()) {
                 return Err(Error::LayerCycle { layer: id });
             }
-            let layer = found
-                .remove(&id)
-                .ok_or(Error::LayerNotFound { layer: id })?;
-            next = layer.record.parent.clone();
+            let Some(layer) = found.remove(&id) else {
+                return Err(Error::LayerNotFound { layer: id });
+            };
+            next.clone_from(&layer.record.parent);
             chain.push(layer);
         }
         if chain.len() != diff_ids.len() {

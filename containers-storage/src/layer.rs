@@ -23,7 +23,7 @@ use crate::own_store::big_data_file_name;
 use crate::read::{io_error, read_limited};
 use crate::records::LayerRecord;
 use crate::storage::{FoundLayer, Storage, StoreRoot};
-use crate::tar_split::{EntryName, TarSplit};
+use crate::tar_split::{EntryName, TarSplit, TarSplitEntry};
 
 /// More generations than id-mapped copies of a layer were ever seen to have.
 const MAX_GENERATIONS: usize = 64;
@@ -262,7 +262,7 @@ impl LayerGuard<'_> {
     }
 
     /// The layer's tar-split, from the beginning.
-    pub fn tar_split(&self) -> Result<TarSplit<File>, Error> {
+    pub fn tar_split(&self) -> Result<LayerTarSplit, Error> {
         let layer = || self.layer.id().clone();
         let name = format!("{}.tar-split.gz", self.layer.id());
         let path = self
@@ -270,7 +270,11 @@ impl LayerGuard<'_> {
             .beside_record(Path::new(&name))
             .ok_or_else(|| Error::NoTarSplit { layer: layer() })?;
         let file = File::open(&path).map_err(io_error(&path))?;
-        Ok(TarSplit::new(file))
+        Ok(LayerTarSplit {
+            entries: TarSplit::new(file),
+            layer: layer(),
+            path,
+        })
     }
 
     /// Opens the file that the tar-split calls `name`, for reading. It is a regular file.
@@ -324,6 +328,27 @@ impl LayerGuard<'_> {
             layer: self.layer.id().clone(),
             name: name.clone(),
         })
+    }
+}
+
+/// The entries of a layer's tar-split, with errors that name the layer. Ends after the first error.
+#[derive(Debug)]
+pub struct LayerTarSplit {
+    entries: TarSplit<File>,
+    layer: LayerId,
+    path: PathBuf,
+}
+
+impl Iterator for LayerTarSplit {
+    type Item = Result<TarSplitEntry, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let entry = self.entries.next()?;
+        Some(entry.map_err(|source| Error::TarSplit {
+            layer: self.layer.clone(),
+            path: self.path.clone(),
+            source,
+        }))
     }
 }
 

@@ -9,11 +9,13 @@
 //!
 //! A reading session:
 //!
-//! 1. [`StorageConf`]: where the store is. 2. [`Storage::open`]. 3. [`Storage::find_image`]: records are
-//! read under the read lock of `images.lock`, which is released before the call returns.
-//! 4. [`Image::layers`], bottom layer first. 5. For each layer [`Layer::lock`]: the guard holds the read
-//! lock of `layers.lock`, and only the guard gives access to tar-split and files. While a guard lives,
-//! no container can be created on the host, so take one per layer, and no two for one thread.
+//! 1. [`StorageConf`]: where the store is.
+//! 2. [`Storage::open`], [`Storage::find_image`]: records are read under the read lock of `images.lock`,
+//!    which is released before the call returns.
+//! 3. [`Image::layers`], bottom layer first.
+//! 4. For each layer [`Layer::lock`]: the guard holds the read lock of `layers.lock`, and only the guard
+//!    gives access to tar-split and files. While a guard lives, no container can be created on the
+//!    host: take one per layer, drop it when the layer is read, and never take two in one thread.
 //!
 //! Everything read from disk is untrusted: sizes are bounded, names never leave the layer's directory,
 //! and digests of manifest and config are checked. That a layer's bytes are the right ones is for the
@@ -38,7 +40,7 @@ pub use digest::{ConfigDigest, DiffId, Digest, InvalidDigest, ManifestDigest, ch
 pub use error::Error;
 pub use ids::{ContainerId, ImageId, InvalidId, LayerId, LinkId};
 pub use image::Image;
-pub use layer::{Layer, LayerGuard, LayerKind};
+pub use layer::{Layer, LayerGuard, LayerKind, LayerTarSplit};
 pub use lock::{LastWrite, LockError, ReadLock, WriteLock};
 pub use records::{ContainerRecord, IdMapping, ImageRecord, LayerFlags, LayerRecord};
 pub use storage::{OpenOptions, RootKind, Storage, StoreRoot};

@@ -2,7 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use nix::libc::O_NONBLOCK;
 
 use serde::de::DeserializeOwned;
 
@@ -20,7 +23,12 @@ pub(crate) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
 
 /// The content of `path`, or `None` if it does not exist.
 pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
-    let file = match File::open(path) {
+    // A fifo in place of the file must not make us wait.
+    let file = match File::options()
+        .read(true)
+        .custom_flags(O_NONBLOCK)
+        .open(path)
+    {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(io_error(path)(e)),

@@ -68,14 +68,13 @@ impl Environment {
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('$') {
             expanded.push(before);
-            let (name, remaining) = match after.strip_prefix('{') {
-                Some(braced) => braced.split_once('}').unwrap_or((braced, "")),
-                None => {
-                    let end = after
-                        .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-                        .unwrap_or(after.len());
-                    after.split_at(end)
-                }
+            let (name, remaining) = if let Some(braced) = after.strip_prefix('{') {
+                braced.split_once('}').unwrap_or((braced, ""))
+            } else {
+                let end = after
+                    .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+                    .unwrap_or(after.len());
+                after.split_at(end)
             };
             if name == "UID" {
                 expanded.push(self.uid.to_string());

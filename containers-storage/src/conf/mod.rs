@@ -223,7 +223,7 @@ impl StorageConf {
                 return Ok(if environment.is_root() {
                     conf
                 } else {
-                    conf.as_seen_by_user(&text, environment)
+                    conf.for_user(&text, environment)
                 });
             }
         }
@@ -350,7 +350,7 @@ impl StorageConf {
 
     /// What a user without a file of their own takes over from the system's file: the driver and the
     /// path meant for users, but neither additional stores nor mount options.
-    fn as_seen_by_user(self, text: &str, environment: &Environment) -> Self {
+    fn for_user(self, text: &str, environment: &Environment) -> Self {
         let mut conf = Self::built_in(environment);
         if let Ok(file) = ConfFile::parse(text)
             && let Some(path) = non_empty(&file.storage.rootless_storage_path)
