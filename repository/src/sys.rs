@@ -1,9 +1,16 @@
-//! The kernel's fs-verity ioctls: the one module with `unsafe` in it.
+//! System calls that no safe crate has: fs-verity, loop devices, mount attributes. The one module with
+//! `unsafe` in it.
 //!
 //! Follows `linux/fsverity.h`. It knows nothing of repositories: descriptors in, digests out. Files are
 //! measured with whatever parameters they have; a digest is only comparable with ours if it was made
 //! with 4096-byte blocks and no salt, which the digest itself covers.
 #![allow(unsafe_code)]
+
+mod loop_device;
+mod mount_attribute;
+
+pub use loop_device::attach_loop_device;
+pub use mount_attribute::{MountAttribute, set_mount_attribute};
 
 use std::io;
 use std::os::fd::AsFd;
