@@ -1,0 +1,73 @@
+//! Where everything is: the store we write, the view podman reads, and the mounts below `/run`.
+
+use std::path::{Path, PathBuf};
+
+use containers_storage::LayerId;
+use repository::{PRIVATE_DIRECTORY, Repository};
+use sha2::{Digest as _, Sha256};
+
+/// The directory of all stores' mounts.
+const RUN: &str = "/run/composefs-store";
+
+/// The paths of a repository's image store. All are absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorePaths {
+    repository: PathBuf,
+}
+
+impl StorePaths {
+    /// Of an open repository.
+    pub fn of(repository: &Repository) -> Self {
+        Self {
+            repository: repository.path().to_owned(),
+        }
+    }
+
+    /// The repository, without symlinks.
+    pub fn repository(&self) -> &Path {
+        &self.repository
+    }
+
+    /// The directory of objects.
+    pub fn objects(&self) -> PathBuf {
+        self.repository.join("objects")
+    }
+
+    /// The store that we write. podman is never pointed here.
+    pub fn store(&self) -> PathBuf {
+        self.private().join("podman-store")
+    }
+
+    /// The path for podman's `additionalimagestores`: a read-only bind mount of [`Self::store`], over a
+    /// store without images that serves as long as the mount is missing.
+    pub fn view(&self) -> PathBuf {
+        self.private().join("podman")
+    }
+
+    /// The lock that keeps two of us from changing the store at once.
+    pub(crate) fn publish_lock(&self) -> PathBuf {
+        self.private().join("publish.lock")
+    }
+
+    /// What belongs to this crate alone, beside the store.
+    pub(crate) fn private(&self) -> PathBuf {
+        self.repository.join(PRIVATE_DIRECTORY)
+    }
+
+    /// The directory of this store's mounts, `/run/composefs-store/<store ID>`.
+    ///
+    /// The store ID is made of the repository's path, because the links in the store name that path
+    /// anyway: two repositories never share mounts, and after a boot the same links lead to the same
+    /// places.
+    pub fn run(&self) -> PathBuf {
+        use std::os::unix::ffi::OsStrExt;
+        let hash = Sha256::digest(self.repository.as_os_str().as_bytes());
+        let id: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Path::new(RUN).join(id)
+    }
+
+    /// Where a layer in the layout [`crate::Layout::Mounted`] is mounted.
+    pub fn layer_mount(&self, layer: &LayerId) -> PathBuf {
+        self.run().join("layers").join(layer.as_str())
+    }
+}
