@@ -33,6 +33,7 @@ mod durable;
 mod error;
 mod exclusive;
 mod failpoint;
+pub mod layers;
 pub mod list;
 pub mod meta;
 pub mod names;

@@ -118,6 +118,9 @@ pub enum EntryProblem {
     /// The entry for the root is something else.
     #[error("the root must be a directory")]
     RootNotADirectory,
+    /// A path that podman cannot extract.
+    #[error("path of {0} bytes; Linux takes at most 4095")]
+    LongPath(usize),
     /// A `..` component.
     #[error("path contains \"..\"")]
     DotDot,
@@ -181,7 +184,7 @@ pub enum MergeError {
         /// The layer's splitstream.
         layer: VerityDigest,
         /// What is wrong with it.
-        source: LayerError,
+        source: Box<LayerError>,
     },
     /// `/usr`, which gives the root its metadata, is missing or no directory.
     #[error("no image can be made of a tree without a directory /usr")]
