@@ -1,4 +1,50 @@
-//! `cargo xtask`.
+//! `cargo xtask`: the demo, the tests, and what they need on a fresh Debian 12.
+//!
+//! Everything that mounts, loops or runs containers happens in namespaces that end with the command
+//! (see [`isolate`]); what is installed comes from the distribution's packages (see [`setup`]).
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod isolate;
+mod scratch;
+mod setup;
+mod steps;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Development commands of composefs-store; all need root.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install the packages, root directories and peers that the tests need.
+    Setup,
+    /// Run formatting, lints, unit tests and the end-to-end tests.
+    Test {
+        /// Only the end-to-end tests whose names contain this.
+        #[arg(long)]
+        filter: Option<String>,
+    },
+    /// First process of the namespaces: prepare them, run the command, reap.
+    #[command(name = isolate::FIRST_PROCESS, hide = true)]
+    FirstProcess {
+        #[arg(trailing_var_arg = true, required = true)]
+        command: Vec<OsString>,
+    },
+}
+
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Setup => setup::for_tests().map(|()| ExitCode::SUCCESS),
+        Command::Test { filter } => test::run(filter.as_deref()),
+        Command::FirstProcess { command } => isolate::first_process(&command),
+    }
+}

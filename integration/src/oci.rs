@@ -1,0 +1,99 @@
+//! Writing an OCI image layout from layer tars.
+
+use anyhow::Result;
+use flate2::{Compression, write::GzEncoder};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::io::Write;
+use std::path::Path;
+
+/// How a layer's blob is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// The tar itself.
+    Plain,
+    /// gzip.
+    Gzip,
+}
+
+/// One layer: its tar, and how its blob is stored.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// The tar.
+    pub tar: Vec<u8>,
+    /// How the blob is stored.
+    pub encoding: Encoding,
+}
+
+/// Writes an image layout with one image, tagged `latest`, into the new directory `dir`.
+pub fn write_layout(dir: &Path, layers: &[Layer], config: &Value) -> Result<()> {
+    std::fs::create_dir_all(dir.join("blobs/sha256"))?;
+    std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    let mut descriptors = Vec::new();
+    let mut diff_ids = Vec::new();
+    let mut history = Vec::new();
+    for (number, layer) in layers.iter().enumerate() {
+        let (blob, media_type) = match layer.encoding {
+            Encoding::Plain => (layer.tar.clone(), "application/vnd.oci.image.layer.v1.tar"),
+            Encoding::Gzip => {
+                let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+                gzip.write_all(&layer.tar)?;
+                (
+                    gzip.finish()?,
+                    "application/vnd.oci.image.layer.v1.tar+gzip",
+                )
+            }
+        };
+        diff_ids.push(digest(&layer.tar));
+        descriptors.push(blob_descriptor(dir, &blob, media_type)?);
+        history.push(json!({
+            "created": "2020-09-13T12:26:40Z",
+            "created_by": format!("layer {number}"),
+        }));
+        // An entry of the history without a layer.
+        history.push(json!({
+            "created": "2020-09-13T12:26:40Z",
+            "created_by": format!("ENV N={number}"),
+            "empty_layer": true,
+        }));
+    }
+    let config = json!({
+        "created": "2020-09-13T12:26:40Z",
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": config,
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        "history": history,
+    });
+    let config = blob_descriptor(
+        dir,
+        &serde_json::to_vec(&config)?,
+        "application/vnd.oci.image.config.v1+json",
+    )?;
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": config,
+        "layers": descriptors,
+    });
+    let mut manifest = blob_descriptor(
+        dir,
+        &serde_json::to_vec(&manifest)?,
+        "application/vnd.oci.image.manifest.v1+json",
+    )?;
+    manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" });
+    let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+    std::fs::write(dir.join("index.json"), serde_json::to_vec(&index)?)?;
+    Ok(())
+}
+
+fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+fn blob_descriptor(dir: &Path, blob: &[u8], media_type: &str) -> Result<Value> {
+    let digest = digest(blob);
+    let file = dir.join("blobs").join(digest.replace(':', "/"));
+    std::fs::write(file, blob)?;
+    Ok(json!({ "mediaType": media_type, "digest": digest, "size": blob.len() }))
+}

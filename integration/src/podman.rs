@@ -1,0 +1,164 @@
+//! One podman engine on a machine: its own storage, its own configuration.
+
+use crate::command::{Finished, finish, ok};
+use crate::machine::Machine;
+use crate::tree::{Scope, Tree};
+use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What goes into an engine's storage.conf.
+#[derive(Clone, Debug, Default)]
+pub struct Engine {
+    /// `additionalimagestores`.
+    pub additional_stores: Vec<PathBuf>,
+    /// `mountopt`; Debian's default where `None`.
+    pub mountopt: Option<String>,
+}
+
+impl Engine {
+    /// An engine that also sees the images in `store`, with Debian's default mount options.
+    pub fn with_store(store: &Path) -> Self {
+        Self {
+            additional_stores: vec![store.to_owned()],
+            mountopt: None,
+        }
+    }
+
+    /// The same engine with `metacopy=on`, as the layout `blob` needs it.
+    #[must_use]
+    pub fn metacopy(mut self) -> Self {
+        self.mountopt = Some("nodev,metacopy=on".to_owned());
+        self
+    }
+}
+
+/// An engine: `podman` with one storage.conf.
+#[derive(Debug)]
+pub struct Podman<'m> {
+    machine: &'m Machine,
+    dir: PathBuf,
+    conf: PathBuf,
+}
+
+impl<'m> Podman<'m> {
+    /// An engine whose storage lies in the new directory `dir`.
+    pub fn new(machine: &'m Machine, dir: &Path, engine: &Engine) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let conf = dir.join("storage.conf");
+        let run = PathBuf::from("/run/engines").join(dir.strip_prefix("/").unwrap_or(dir));
+        let stores: Vec<String> = engine
+            .additional_stores
+            .iter()
+            .map(|s| format!("{:?}", s.display().to_string()))
+            .collect();
+        std::fs::write(
+            &conf,
+            format!(
+                "[storage]\ndriver = \"overlay\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{1}/storage\"\n\n\
+                 [storage.options]\nadditionalimagestores = [{2}]\n\n\
+                 [storage.options.overlay]\nmountopt = \"{3}\"\n",
+                dir.display(),
+                run.display(),
+                stores.join(", "),
+                engine.mountopt.as_deref().unwrap_or("nodev"),
+            ),
+        )?;
+        // Two engines on one machine must not share podman's state in /run/libpod.
+        let base = machine.sh("cat /etc/containers/containers.conf")?.text();
+        std::fs::write(
+            dir.join("containers.conf"),
+            format!("{base}\ntmp_dir = \"{}/libpod\"\n", run.display()),
+        )?;
+        Ok(Self {
+            machine,
+            dir: dir.to_owned(),
+            conf,
+        })
+    }
+
+    /// The machine it runs on.
+    pub fn machine(&self) -> &'m Machine {
+        self.machine
+    }
+
+    /// Its graphroot.
+    pub fn graphroot(&self) -> PathBuf {
+        self.dir.join("graph")
+    }
+
+    /// Its storage.conf.
+    pub fn storage_conf(&self) -> &Path {
+        &self.conf
+    }
+
+    /// A command with this engine's configuration in its environment.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = self.machine.command(program);
+        command
+            .env("CONTAINERS_STORAGE_CONF", &self.conf)
+            .env("CONTAINERS_CONF", self.dir.join("containers.conf"));
+        command
+    }
+
+    /// Runs podman to its end, however it ends.
+    pub fn finish(&self, args: &[&str]) -> Result<Finished> {
+        finish(self.command("podman").args(args))
+    }
+
+    /// Runs podman and fails unless it succeeds.
+    pub fn ok(&self, args: &[&str]) -> Result<Finished> {
+        ok(self.command("podman").args(args))
+    }
+
+    /// Loads the image of an OCI layout directory as `name`, with skopeo.
+    pub fn load(&self, layout: &Path, name: &str) -> Result<()> {
+        ok(self
+            .command("skopeo")
+            .args(["copy", "--quiet"])
+            .arg(format!("oci:{}:latest", layout.display()))
+            .arg(format!("containers-storage:{name}")))?;
+        Ok(())
+    }
+
+    /// The tree that a process in a new container of `image` sees; `options` go to `podman run`.
+    pub fn tree(&self, image: &str, options: &[&str]) -> Result<Tree> {
+        let id = self
+            .command("podman")
+            .args(["run", "--detach", "--hostname", "container"])
+            .args(options)
+            .args([image, "/bin/sleep", "600"])
+            .output()
+            .context("start podman")?;
+        ensure!(
+            id.status.success(),
+            "podman run {options:?} {image}: {}",
+            String::from_utf8_lossy(&id.stderr)
+        );
+        let id = String::from_utf8(id.stdout)?.trim().to_owned();
+        let pid = self
+            .ok(&["inspect", "--format", "{{.State.Pid}}", &id])?
+            .text();
+        let tree = Tree::read(&PathBuf::from(format!("/proc/{pid}/root")), Scope::Mount);
+        self.ok(&["rm", "--force", "--time", "0", &id])?;
+        tree
+    }
+
+    /// Builds `containerfile` (its context is an empty directory) as `name`.
+    pub fn build(&self, name: &str, containerfile: &str) -> Result<()> {
+        let context = self.machine.peers().scratch_dir("context")?;
+        std::fs::write(context.join("Containerfile"), containerfile)?;
+        ok(self
+            .command("podman")
+            .args(["build", "--quiet", "--isolation", "chroot"])
+            .args([
+                "--ulimit",
+                "nofile=1024:1024",
+                "--ulimit",
+                "nproc=1024:1024",
+            ])
+            .args(["--timestamp", "1700000000", "--tag", name])
+            .arg(context))?;
+        Ok(())
+    }
+}

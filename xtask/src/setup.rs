@@ -1,0 +1,183 @@
+//! What a fresh Debian 12 lacks: packages, newer Debians in root directories, and `cfsctl`.
+//!
+//! Each part is made only where it is missing or was made from another recipe, and appears under its
+//! name only when it is complete. A part that cannot be made is an error, never a skipped test.
+
+use crate::steps::{cargo, ok};
+use anyhow::{Context, Result, bail, ensure};
+use integration::peers::cache_dir;
+use rustix::fs::{FlockOperation, flock};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+
+/// Packages of the demo.
+const FOR_DEMO: &[&str] = &[
+    "crun",
+    "mmdebstrap",
+    "netavark",
+    "podman",
+    "skopeo",
+    "uidmap",
+    "xfsprogs",
+];
+
+/// Further packages of the tests.
+const FOR_TESTS: &[&str] = &["btrfs-progs", "busybox-static", "e2fsprogs", "erofs-utils"];
+
+/// Newer Debians: release, and the packages in it.
+const ROOTS: &[(&str, &[&str])] = &[
+    (
+        "trixie",
+        &[
+            "crun", "mount", "netavark", "nftables", "podman", "skopeo", "uidmap",
+        ],
+    ),
+    (
+        "sid",
+        &[
+            "composefs",
+            "crun",
+            "erofs-utils",
+            "mount",
+            "netavark",
+            "nftables",
+            "podman",
+            "skopeo",
+            "uidmap",
+        ],
+    ),
+];
+
+const CFSCTL_VERSION: &str = "0.9.4";
+
+/// The list of packages that a root directory was made from.
+const RECIPE: &str = "etc/composefs-store-packages";
+
+/// Installs what the demo needs.
+pub(crate) fn for_demo() -> Result<()> {
+    root()?;
+    let _lock = cache_lock("setup")?;
+    packages(FOR_DEMO)
+}
+
+/// Installs what the tests need.
+pub(crate) fn for_tests() -> Result<()> {
+    root()?;
+    let _lock = cache_lock("setup")?;
+    packages(&[FOR_DEMO, FOR_TESTS].concat())?;
+    for (release, packages) in ROOTS {
+        debian(release, packages).with_context(|| format!("make the {release} root directory"))?;
+    }
+    cfsctl().context("install cfsctl")
+}
+
+/// A lock in the cache directory, held until dropped.
+pub(crate) fn cache_lock(name: &str) -> Result<File> {
+    let cache = cache_dir();
+    std::fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
+    let lock = File::create(cache.join(format!("{name}.lock")))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    Ok(lock)
+}
+
+fn root() -> Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "mounts, loop devices and packages need root"
+    );
+    Ok(())
+}
+
+fn packages(wanted: &[&str]) -> Result<()> {
+    let listing = Command::new("dpkg-query")
+        .args(["--show", "--showformat", "${db:Status-Status} ${Package}\n"])
+        .output()
+        .context("start dpkg-query: this needs Debian")?;
+    let listing = String::from_utf8(listing.stdout)?;
+    let installed: BTreeSet<&str> = listing
+        .lines()
+        .filter_map(|line| line.strip_prefix("installed "))
+        .collect();
+    let missing: Vec<&&str> = wanted.iter().filter(|p| !installed.contains(**p)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    ok(apt_get().arg("update"))?;
+    ok(apt_get()
+        .args(["install", "--yes", "--no-install-recommends"])
+        .args(missing))
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .arg("--quiet")
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+fn debian(release: &str, packages: &[&str]) -> Result<()> {
+    let roots = cache_dir().join("roots");
+    let done = roots.join(release);
+    let recipe = packages.join("\n");
+    if std::fs::read_to_string(done.join(RECIPE)).is_ok_and(|found| found == recipe) {
+        return Ok(());
+    }
+    std::fs::create_dir_all(&roots)?;
+    let new = roots.join(format!("{release}.new"));
+    remove(&new)?;
+    ok(Command::new("mmdebstrap")
+        .args(["--quiet", "--variant=apt"])
+        // A mirror may be some days behind the end of the validity of sid's Release file.
+        .arg("--aptopt=Acquire::Check-Valid-Until \"false\"")
+        .arg(format!("--include={}", packages.join(",")))
+        .arg(release)
+        .arg(&new)
+        .current_dir("/"))?;
+    std::fs::write(new.join(RECIPE), recipe)?;
+    let old = roots.join(format!("{release}.old"));
+    remove(&old)?;
+    if done.exists() {
+        std::fs::rename(&done, &old)?;
+    }
+    std::fs::rename(&new, &done)?;
+    remove(&old)
+}
+
+fn cfsctl() -> Result<()> {
+    let done = cache_dir().join("cfsctl");
+    let wanted = format!("composefs-ctl {CFSCTL_VERSION} ");
+    if std::fs::read_to_string(done.join(".crates.toml")).is_ok_and(|found| found.contains(&wanted))
+    {
+        return Ok(());
+    }
+    let new = cache_dir().join("cfsctl.new");
+    remove(&new)?;
+    ok(cargo()
+        .args([
+            "install",
+            "--locked",
+            "composefs-ctl",
+            "--version",
+            CFSCTL_VERSION,
+        ])
+        .arg("--root")
+        .arg(&new)
+        // Not the lints, profiles and aliases of this workspace.
+        .current_dir("/"))?;
+    if !new.join("bin/cfsctl").exists() {
+        bail!("cargo install made no cfsctl");
+    }
+    remove(&done)?;
+    std::fs::rename(&new, &done)?;
+    Ok(())
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).with_context(|| format!("remove {}", dir.display()))?;
+    }
+    Ok(())
+}
