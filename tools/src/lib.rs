@@ -1,0 +1,9 @@
+//! What the C tools of composefs do, as a library: a tree from a directory ([`scan`]), the flat digest
+//! store ([`store`]), images that appear whole ([`output`]).
+//!
+//! Follows the C tools 1.0.8: the same bytes come out. Knows no repository and no command line.
+#![forbid(unsafe_code)]
+
+pub mod output;
+pub mod scan;
+pub mod store;
