@@ -41,6 +41,8 @@ mod object;
 mod repo;
 pub mod splitstream;
 pub mod sys;
+#[cfg(test)]
+mod testing;
 
 pub use batch::{Batch, CommitStats, CopyPolicy, ObjectWriter, Stored};
 pub use composefs_image::{Algorithm, Format, VerityDigest};

@@ -29,6 +29,16 @@ pub struct NameError {
     reason: &'static str,
 }
 
+impl NameError {
+    pub(crate) fn new(what: &'static str, name: &str, reason: &'static str) -> Self {
+        Self {
+            what,
+            name: name.to_owned(),
+            reason,
+        }
+    }
+}
+
 /// The two kinds of named things: a directory each, with top-level entries and refs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Category {
@@ -67,11 +77,7 @@ impl StreamName {
             Ok(()) if name == REFS => Err("this name is reserved"),
             Ok(()) => Ok(()),
         }
-        .map_err(|reason| NameError {
-            what: "stream name",
-            name: name.clone(),
-            reason,
-        })?;
+        .map_err(|reason| NameError::new("stream name", &name, reason))?;
         Ok(Self(name))
     }
 
@@ -102,11 +108,7 @@ impl RefPath {
     /// not UTF-8 are allowed; only a reader meets them.
     pub fn new(path: impl AsRef<Path>) -> Result<Self, NameError> {
         let path = path.as_ref();
-        let invalid = |reason| NameError {
-            what: "ref",
-            name: path.to_string_lossy().into_owned(),
-            reason,
-        };
+        let invalid = |reason| NameError::new("ref", &path.to_string_lossy(), reason);
         for component in path.as_os_str().as_bytes().split(|byte| *byte == b'/') {
             check_component(component).map_err(invalid)?;
         }
@@ -170,11 +172,7 @@ impl Tag {
         } else {
             check_component(encode_component(&tag).as_bytes())
         }
-        .map_err(|reason| NameError {
-            what: "tag",
-            name: tag.clone(),
-            reason,
-        })?;
+        .map_err(|reason| NameError::new("tag", &tag, reason))?;
         Ok(Self(tag))
     }
 
