@@ -26,6 +26,24 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A file or directory of our own store could not be written.
+    #[error("cannot {action} {}", path.display())]
+    Write {
+        /// What was tried, to be read after "cannot".
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Records of our own store were not written, because podman would refuse the store with them.
+    #[error("{} was not changed: {problem}", path.display())]
+    InvalidRecords {
+        /// The file of records.
+        path: PathBuf,
+        /// What would be wrong.
+        problem: String,
+    },
     /// There is no store at the configured root.
     #[error("there is no containers storage at {}", root.display())]
     NoStore {

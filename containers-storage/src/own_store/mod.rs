@@ -1,7 +1,34 @@
 //! Writing a store of our own: the additional image store that podman reads.
+//!
+//! podman shows a store's directory to itself and deletes what has no record, so directory and record of
+//! a layer appear and vanish together, under the write lock of `layers.lock`. A change is a transaction:
+//! [`OwnStore::layers`] or [`OwnStore::images`] waits for the write lock, the transaction collects
+//! additions and removals, `commit` validates, changes directories, renews the last-write mark and
+//! replaces the JSON file, in this order. A transaction that is dropped changes nothing. Both borrow the
+//! store mutably, so that nobody holds two of its locks.
+//!
+//! ```text
+//! store.layers()  →  LayersTxn: add · remove · restore · repair  →  commit
+//! store.images()  →  ImagesTxn: put · remove · get_mut           →  commit
+//! ```
+//!
+//! Never used on a store that belongs to an engine.
+
+mod files;
+mod images;
+mod layers;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+
+use crate::error::Error;
+use crate::records::{ImageRecord, LayerRecord};
+use crate::storage::{RootKind, StoreRoot};
+pub use images::{BigData, ImagesTxn};
+pub use layers::{LayersTxn, RemovedLayer, Repair, StagedLayer};
 
 /// The name of the file that holds the big data item `key`: the key itself if it has only the
 /// characters `0-9a-z.`, else `=` and the base64 of the key.
@@ -13,3 +40,178 @@ pub fn big_data_file_name(key: &str) -> String {
         format!("={}", STANDARD.encode(key))
     }
 }
+
+/// A store of our own, for changing it.
+#[derive(Debug)]
+pub struct OwnStore {
+    root: StoreRoot,
+}
+
+impl OwnStore {
+    /// Opens the store at `path`, after creating what of it does not exist: directories with mode 0755,
+    /// lock files and empty JSON files with mode 0644. The parent of `path` must exist. Durable when
+    /// this returns.
+    pub fn create(path: &Path) -> Result<Self, Error> {
+        let root = StoreRoot::new(path.to_owned(), RootKind::Additional);
+        files::make_dir(path)?;
+        for dir in [
+            root.overlay_dir(),
+            root.overlay_dir().join("l"),
+            root.layers_dir(),
+            root.images_dir(),
+            root.path().join(layers::REMOVED),
+        ] {
+            files::make_dir(&dir)?;
+        }
+        for (dir, lock, records) in [
+            (root.layers_dir(), "layers.lock", "layers.json"),
+            (root.images_dir(), "images.lock", "images.json"),
+        ] {
+            files::make_file(&dir.join(lock), b"")?;
+            files::make_file(&dir.join(records), b"[]")?;
+            files::sync_dir(&dir)?;
+        }
+        files::sync_dir(&root.overlay_dir())?;
+        files::sync_dir(path)?;
+        if let Some(parent) = path.parent() {
+            files::sync_dir(parent)?;
+        }
+        Ok(Self { root })
+    }
+
+    /// Opens the existing store at `path`.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let root = StoreRoot::new(path.to_owned(), RootKind::Additional);
+        let locks = [
+            root.layers_dir().join("layers.lock"),
+            root.images_dir().join("images.lock"),
+        ];
+        if locks.iter().all(|lock| lock.is_file()) {
+            Ok(Self { root })
+        } else {
+            Err(Error::NoStore {
+                root: path.to_owned(),
+            })
+        }
+    }
+
+    /// The store for reading: its paths and records.
+    pub fn root(&self) -> &StoreRoot {
+        &self.root
+    }
+
+    /// Writes everything on the store's file system to disk, for what was staged there. To be called
+    /// before the lock is taken: it may take seconds.
+    pub fn sync(&self) -> Result<(), Error> {
+        let path = self.root.path();
+        let context = files::write_error("sync", path);
+        let dir = File::open(path).map_err(context)?;
+        rustix::fs::syncfs(&dir).map_err(|e| files::write_error("sync", path)(e.into()))
+    }
+
+    /// Waits for the write lock of the layers and begins a change.
+    pub fn layers(&mut self) -> Result<LayersTxn<'_>, Error> {
+        LayersTxn::begin(&self.root)
+    }
+
+    /// Waits for the write lock of the images and begins a change.
+    pub fn images(&mut self) -> Result<ImagesTxn<'_>, Error> {
+        ImagesTxn::begin(&self.root)
+    }
+
+    /// The layers that were removed and not yet purged.
+    pub fn removed(&self) -> Result<Vec<RemovedLayer>, Error> {
+        layers::removed(&self.root)
+    }
+
+    /// Deletes a removed layer for good: directory, tar-split and saved record.
+    pub fn purge(&mut self, layer: &RemovedLayer) -> Result<(), Error> {
+        layers::purge(layer)
+    }
+}
+
+/// The records in order of their file, as JSON, and where it belongs.
+struct NewRecords {
+    path: PathBuf,
+    json: Vec<u8>,
+}
+
+impl NewRecords {
+    fn of<T: serde::Serialize>(path: PathBuf, records: &[T]) -> Result<Self, Error> {
+        let json = serde_json::to_vec(records).map_err(|source| Error::Json {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self { path, json })
+    }
+
+    /// Replaces the file under its write lock: the new content is on disk, then the mark is renewed, then
+    /// the file gets its name.
+    fn replace(&self, lock: &crate::lock::WriteLock) -> Result<(), Error> {
+        let temporary = files::write_temporary(&self.path, &self.json)?;
+        lock.mark_written()?;
+        files::rename(&temporary, &self.path)?;
+        files::sync_parent(&self.path)
+    }
+}
+
+/// What would make podman refuse the whole store.
+fn check_unique<'a, T: Ord + std::fmt::Display + 'a>(
+    what: &str,
+    items: impl Iterator<Item = T>,
+) -> Result<(), String> {
+    let mut seen = std::collections::BTreeSet::new();
+    for item in items {
+        if let Some(item) = seen.replace(item) {
+            return Err(format!("the {what} {item} occurs twice"));
+        }
+    }
+    Ok(())
+}
+
+fn check_layers(records: &[LayerRecord]) -> Result<(), String> {
+    check_unique("layer", records.iter().map(|r| &r.id))?;
+    check_unique("layer name", records.iter().flat_map(|r| &r.names))?;
+    for record in records {
+        let id = &record.id;
+        if !id.is_canonical() {
+            return Err(format!("the layer ID {id} is not 64 hex digits"));
+        }
+        if let Some(parent) = &record.parent
+            && !records.iter().any(|r| r.id == *parent)
+        {
+            return Err(format!(
+                "layer {id} has the parent {parent}, which has no record"
+            ));
+        }
+        if record.diff_digest.is_none() || record.diff_size.is_none_or(|size| size < 0) {
+            return Err(format!("layer {id} has no diff digest or size"));
+        }
+    }
+    Ok(())
+}
+
+fn check_images(records: &[ImageRecord]) -> Result<(), String> {
+    check_unique("image", records.iter().map(|r| &r.id))?;
+    check_unique("name", records.iter().flat_map(|r| &r.names))?;
+    for record in records {
+        let id = &record.id;
+        if !id.is_canonical() {
+            return Err(format!("the image ID {id} is not 64 hex digits"));
+        }
+        if record.digest.is_none() {
+            return Err(format!("image {id} has no manifest digest"));
+        }
+        for key in &record.big_data_names {
+            if !record.big_data_sizes.contains_key(key)
+                || !record.big_data_digests.contains_key(key)
+            {
+                return Err(format!("image {id} has no size or digest of {key}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
