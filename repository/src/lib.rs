@@ -38,6 +38,7 @@ pub mod list;
 pub mod meta;
 pub mod names;
 mod object;
+pub mod oci;
 mod repo;
 pub mod splitstream;
 pub mod sys;

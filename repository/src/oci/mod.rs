@@ -1,0 +1,16 @@
+//! Images in a repository: manifests, configs, their layers and EROFS images, and tags.
+//!
+//! An image is a manifest stream; it names a config stream and layer streams, and the config stream
+//! names the EROFS images. A tag is a ref to a manifest stream, and what keeps the image alive.
+//! Follows the composefs repository format, "OCI content as streams". Never changes a byte of a
+//! manifest or config.
+
+mod digest;
+mod document;
+mod erofs;
+
+pub use digest::{BlobDigest, ConfigDigest, DiffId, DigestError, ManifestDigest};
+pub use document::{
+    Config, DOCUMENT_LIMIT, DocumentError, LayerDescriptor, Manifest, ManifestFormat,
+};
+pub use erofs::{ErofsKey, ErofsRefs};
