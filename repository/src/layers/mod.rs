@@ -17,6 +17,7 @@ mod pax;
 mod podman;
 mod rootfs;
 mod splitter;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod union;
@@ -29,6 +30,7 @@ pub use error::{EntryError, EntryProblem, LayerError, MergeError, TarError, TarE
 pub use header::{BLOCK, MemberKind};
 pub use merge::{Merge, Rules};
 pub use splitter::{INLINE_LIMIT, METADATA_LIMIT, Member, Placement, Step, TarSplitter};
+pub use stored::{LayerStream, entries, for_each_prefix, merged_tree};
 
 /// Longest symlink target that Linux makes.
 const SYMLINK_MAX: usize = 4095;
