@@ -8,9 +8,18 @@
 mod digest;
 mod document;
 mod erofs;
+mod error;
+mod image;
+mod store;
+mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use digest::{BlobDigest, ConfigDigest, DiffId, DigestError, ManifestDigest};
 pub use document::{
     Config, DOCUMENT_LIMIT, DocumentError, LayerDescriptor, Manifest, ManifestFormat,
 };
 pub use erofs::{ErofsKey, ErofsRefs};
+pub use error::{OciError, Result};
+pub use image::{Image, ImageLayer, Images, find, image, images, tags, untag};
+pub use store::{NewImage, StoredImage, store_image, tag};
