@@ -63,6 +63,16 @@ pub struct Upper<'a> {
     pub work: BorrowedFd<'a>,
 }
 
+/// Whether a mount with a writable layer may be written to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// Yes.
+    #[default]
+    ReadWrite,
+    /// No: the layer is shown, not changed.
+    ReadOnly,
+}
+
 /// A composefs image to mount. [`Composefs::new`] gives a read-only one without verity and without data.
 #[derive(Clone, Debug)]
 pub struct Composefs<'a> {
@@ -73,6 +83,7 @@ pub struct Composefs<'a> {
     backing: Backing,
     stacking: Stacking,
     upper: Option<Upper<'a>>,
+    access: Access,
     id_map: Option<BorrowedFd<'a>>,
 }
 
@@ -105,6 +116,7 @@ impl<'a> Composefs<'a> {
             backing: Backing::Auto,
             stacking: Stacking::Top,
             upper: None,
+            access: Access::ReadWrite,
             id_map: None,
         }
     }
@@ -141,6 +153,13 @@ impl<'a> Composefs<'a> {
     #[must_use]
     pub fn upper(mut self, upper: Upper<'a>) -> Self {
         self.upper = Some(upper);
+        self
+    }
+
+    /// Sets whether the writable layer is written to.
+    #[must_use]
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = access;
         self
     }
 
@@ -289,13 +308,14 @@ impl<'a> Composefs<'a> {
                 context.string("lowerdir", &self.joined_layers(lower, ":"))?;
             }
         }
-        let attributes = match &self.upper {
-            Some(Upper { upper, work }) => {
-                context.string("upperdir", &descriptor_path(*upper))?;
-                context.string("workdir", &descriptor_path(*work))?;
-                MountAttrFlags::empty()
-            }
-            None => MountAttrFlags::MOUNT_ATTR_RDONLY,
+        if let Some(Upper { upper, work }) = &self.upper {
+            context.string("upperdir", &descriptor_path(*upper))?;
+            context.string("workdir", &descriptor_path(*work))?;
+        }
+        let attributes = if self.upper.is_some() && self.access == Access::ReadWrite {
+            MountAttrFlags::empty()
+        } else {
+            MountAttrFlags::MOUNT_ATTR_RDONLY
         };
         context.mount(attributes)
     }

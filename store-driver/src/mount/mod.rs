@@ -20,7 +20,7 @@ use std::{
 };
 
 pub use bind::bind_read_only;
-pub use composefs::{Backing, Composefs, Stacking, Upper, Verity};
+pub use composefs::{Access, Backing, Composefs, Stacking, Upper, Verity};
 pub use table::{MountEntry, MountTable};
 
 use rustix::{
