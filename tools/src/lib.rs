@@ -4,6 +4,7 @@
 //! Follows the C tools 1.0.8: the same bytes come out. Knows no repository and no command line.
 #![forbid(unsafe_code)]
 
+pub mod mount;
 pub mod output;
 pub mod scan;
 pub mod store;
