@@ -325,3 +325,6 @@ impl<R: Read> Iterator for TarSplit<R> {
         entry
     }
 }
+
+#[cfg(test)]
+mod tests;

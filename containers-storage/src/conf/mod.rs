@@ -411,3 +411,6 @@ fn read_optional(path: &Path) -> Result<Option<String>, ConfError> {
 pub(crate) fn is_overlay(driver: &str) -> bool {
     OsStr::new(driver) == "overlay" || driver == "overlay2"
 }
+
+#[cfg(test)]
+mod tests;

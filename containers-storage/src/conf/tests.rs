@@ -1,0 +1,261 @@
+use tempfile::TempDir;
+
+use super::*;
+
+fn environment(uid: u32, variables: &[(&str, &str)]) -> Environment {
+    Environment {
+        uid,
+        variables: variables
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect(),
+    }
+}
+
+fn parse(text: &str, environment: &Environment) -> StorageConf {
+    StorageConf::parse(text, Path::new("/etc/containers/storage.conf"), environment).unwrap()
+}
+
+/// A system with these files.
+fn system(files: &[(&str, &str)]) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    for (name, text) in files {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    dir
+}
+
+const ETC: &str = "etc/containers/storage.conf";
+const USR: &str = "usr/share/containers/storage.conf";
+
+#[test]
+fn a_complete_file_is_understood() {
+    let conf = parse(
+        r#"
+        [storage]
+        driver = "overlay2"
+        graphroot = "/srv/graph"
+        runroot = "/srv/run"
+        imagestore = "/srv/images"
+        transient_store = true
+        something_new = { a = 1 }
+        [storage.options]
+        additionalimagestores = ["/usr/lib/containers/storage", "/a/,/b"]
+        pull_options = { enable_partial_images = "true" }
+        [storage.options.overlay]
+        mountopt = "nodev,metacopy=on"
+        use_composefs = "true"
+        mount_program = "/usr/bin/fuse-overlayfs"
+        force_mask = "0700"
+        "#,
+        &Environment::default(),
+    );
+    assert_eq!(conf.driver.as_deref(), Some("overlay"));
+    assert_eq!(conf.graphroot, Path::new("/srv/graph"));
+    assert_eq!(conf.runroot, Path::new("/srv/run"));
+    assert_eq!(conf.imagestore.as_deref(), Some(Path::new("/srv/images")));
+    assert!(conf.transient_store);
+    assert_eq!(
+        conf.additional_image_stores,
+        ["/usr/lib/containers/storage", "/a", "/b"].map(PathBuf::from)
+    );
+    let overlay = conf.overlay_options();
+    assert!(overlay.has_mount_option("metacopy=on") && !overlay.has_mount_option("metacopy"));
+    assert!(overlay.use_composefs);
+    assert_eq!(
+        overlay.mount_program.as_deref(),
+        Some(Path::new("/usr/bin/fuse-overlayfs"))
+    );
+    assert_eq!(overlay.force_mask.as_deref(), Some("0700"));
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    let conf = parse("", &Environment::default());
+    assert_eq!(conf.graphroot, Path::new(DEFAULT_GRAPHROOT));
+    assert_eq!(conf.driver, None);
+    assert_eq!(conf.overlay_options().naive_diff(), None);
+}
+
+#[test]
+fn the_reasons_for_naive_diff_are_told_apart() {
+    let reason = |options: &str| {
+        parse(
+            &format!("[storage.options.overlay]\n{options}"),
+            &Environment::default(),
+        )
+        .overlay_options()
+        .naive_diff()
+    };
+    assert_eq!(reason(r#"mountopt = "nodev""#), None);
+    assert_eq!(reason(r#"mountopt = "nodev,metacopy=off""#), None);
+    assert_eq!(
+        reason(r#"mountopt = "nodev,metacopy=on""#),
+        Some(NaiveDiffReason::MountOption)
+    );
+    assert_eq!(
+        reason(r#"mountopt = "redirect_dir=on""#),
+        Some(NaiveDiffReason::MountOption)
+    );
+    assert_eq!(
+        reason(r#"mount_program = "/bin/x""#),
+        Some(NaiveDiffReason::MountProgram)
+    );
+    assert_eq!(
+        reason("use_composefs = true"),
+        Some(NaiveDiffReason::UseComposefs)
+    );
+}
+
+#[test]
+fn older_places_of_overlay_options_count_where_the_newer_are_unset() {
+    let text = "[storage.options]\nmountopt = \"old\"\nmount_program = \"/bin/old\"\n";
+    let conf = parse(text, &Environment::default());
+    assert_eq!(conf.overlay_options().mountopt, "old");
+    assert_eq!(
+        conf.overlay_options().mount_program.as_deref(),
+        Some(Path::new("/bin/old"))
+    );
+    let conf = parse(
+        &format!("{text}[storage.options.overlay]\nmountopt = \"new\""),
+        &Environment::default(),
+    );
+    assert_eq!(conf.overlay_options().mountopt, "new");
+}
+
+#[test]
+fn values_that_podman_refuses_are_errors_that_name_file_and_key() {
+    for (text, part) in [
+        ("[storage", "not a valid storage.conf"),
+        ("[storage]\ngraphroot = 3", "not a valid storage.conf"),
+        (
+            "[storage]\ngraphroot = \"/x/g\"\nimagestore = \"/x/g\"",
+            "imagestore",
+        ),
+        (
+            "[storage.options]\nadditionalimagestores = [\"a/b\"]",
+            "additionalimagestores",
+        ),
+        (
+            "[storage.options.overlay]\nuse_composefs = \"maybe\"",
+            "use_composefs",
+        ),
+    ] {
+        let path = Path::new("/some/storage.conf");
+        let error = StorageConf::parse(text, path, &Environment::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(part) && error.contains("/some/storage.conf"),
+            "{text}: {error}"
+        );
+    }
+}
+
+#[test]
+fn storage_driver_and_storage_opts_replace_what_the_file_says() {
+    let text = "[storage]\ndriver = \"vfs\"\n[storage.options]\nadditionalimagestores = [\"/file\"]\n\
+                [storage.options.overlay]\nmountopt = \"nodev\"\n";
+    let opts =
+        "overlay.imagestore=/one,additionalimagestore=/two,.mountopt=metacopy=on,overlay.size=3";
+    let conf = parse(
+        text,
+        &environment(0, &[("STORAGE_DRIVER", "overlay"), ("STORAGE_OPTS", opts)]),
+    );
+    assert_eq!(conf.driver.as_deref(), Some("overlay"));
+    assert_eq!(
+        conf.additional_image_stores,
+        ["/one", "/two"].map(PathBuf::from)
+    );
+    assert_eq!(conf.overlay_options().mountopt, "metacopy=on");
+    // Set but empty replaces too; an empty driver does not.
+    let conf = parse(
+        text,
+        &environment(0, &[("STORAGE_DRIVER", ""), ("STORAGE_OPTS", "")]),
+    );
+    assert_eq!(conf.driver.as_deref(), Some("vfs"));
+    assert!(conf.additional_image_stores.is_empty());
+    assert_eq!(conf.overlay_options().mountopt, "");
+}
+
+#[test]
+fn for_root_the_file_in_etc_replaces_the_one_in_usr() {
+    let both = system(&[
+        (ETC, "[storage]\ngraphroot = \"/etc-graph\""),
+        (USR, "[storage]\ndriver = \"vfs\""),
+    ]);
+    let conf = StorageConf::discover_below(both.path(), &environment(0, &[])).unwrap();
+    assert_eq!(conf.source, ConfSource::File(both.path().join(ETC)));
+    assert_eq!((conf.driver, conf.graphroot), (None, "/etc-graph".into()));
+    fs::remove_file(both.path().join(ETC)).unwrap();
+    let conf = StorageConf::discover_below(both.path(), &environment(0, &[])).unwrap();
+    assert_eq!(conf.driver.as_deref(), Some("vfs"));
+    fs::remove_file(both.path().join(USR)).unwrap();
+    let conf = StorageConf::discover_below(both.path(), &environment(0, &[])).unwrap();
+    assert_eq!(
+        (conf.source, conf.graphroot),
+        (ConfSource::BuiltIn, DEFAULT_GRAPHROOT.into())
+    );
+}
+
+#[test]
+fn the_file_that_the_environment_names_must_exist_and_counts_alone() {
+    let files = system(&[
+        (ETC, "[storage]\ndriver = \"vfs\""),
+        ("mine", "[storage]\nrunroot = \"/mine\""),
+    ]);
+    let named = |path: &str| {
+        let path = files.path().join(path);
+        environment(0, &[("CONTAINERS_STORAGE_CONF", path.to_str().unwrap())])
+    };
+    let conf = StorageConf::discover_below(files.path(), &named("mine")).unwrap();
+    assert_eq!((conf.driver, conf.runroot), (None, "/mine".into()));
+    let error = StorageConf::discover_below(files.path(), &named("missing")).unwrap_err();
+    assert!(matches!(error, ConfError::Read { .. }));
+}
+
+#[test]
+fn a_user_without_a_file_takes_over_only_the_driver_and_the_path_for_users() {
+    let text = "[storage]\ndriver = \"overlay\"\ngraphroot = \"/root-only\"\n\
+                rootless_storage_path = \"/users/$UID\"\n[storage.options]\n\
+                additionalimagestores = [\"/shared\"]\n[storage.options.overlay]\nmountopt = \"nodev\"\n";
+    let files = system(&[
+        (ETC, text),
+        (
+            "home/.config/containers/storage.conf",
+            "[storage]\ndriver = \"mine\"",
+        ),
+    ]);
+    let home = files.path().join("home");
+    let user = |home: &Path| {
+        environment(
+            7,
+            &[
+                ("HOME", home.to_str().unwrap()),
+                ("XDG_RUNTIME_DIR", "/run/user/7"),
+            ],
+        )
+    };
+    let conf = StorageConf::discover_below(files.path(), &user(Path::new("/nobody"))).unwrap();
+    assert_eq!(conf.driver.as_deref(), Some("overlay"));
+    assert_eq!(conf.graphroot, Path::new("/users/7"));
+    assert_eq!(conf.runroot, Path::new("/run/user/7/containers"));
+    assert!(conf.additional_image_stores.is_empty());
+    assert_eq!(conf.overlay_options(), &OverlayOptions::default());
+    // With a file of their own, nothing of the system's counts.
+    let conf = StorageConf::discover_below(files.path(), &user(&home)).unwrap();
+    assert_eq!(conf.driver.as_deref(), Some("mine"));
+    assert_eq!(conf.graphroot, home.join(".local/share/containers/storage"));
+}
+
+#[test]
+fn a_root_named_by_the_caller_has_no_options_and_no_additional_stores() {
+    let conf = StorageConf::for_root(
+        Path::new("/srv/x"),
+        &environment(0, &[("STORAGE_OPTS", "imagestore=/a")]),
+    );
+    assert_eq!(conf.graphroot, Path::new("/srv/x"));
+    assert!(conf.additional_image_stores.is_empty() && conf.imagestore.is_none());
+}
