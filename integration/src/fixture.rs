@@ -28,7 +28,7 @@ impl Limits {
     /// What XFS stores and what fits into a user namespace of 65,536 IDs.
     pub const PORTABLE: Self = Self {
         symlink: 1023,
-        id: 65_535,
+        id: 65_533,
     };
 }
 

@@ -28,5 +28,5 @@ pub use fixture::Fixture;
 pub use machine::{Machine, Release};
 pub use peers::Peers;
 pub use podman::{Engine, Podman};
-pub use store::Store;
+pub use store::{Layout, Store};
 pub use tree::Tree;

@@ -5,7 +5,9 @@ use crate::peers::Peers;
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
 use std::io::Read;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 /// Which podman a [`Machine`] has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +78,7 @@ exec sleep infinity
 
 impl Machine {
     /// Starts a machine.
-    pub fn start(peers: &Peers, release: Release) -> Result<Self> {
+    pub fn start(peers: &Peers, release: Release) -> Result<Arc<Self>> {
         let root = match release {
             Release::Host => None,
             Release::Trixie => Some(peers.root("trixie")?),
@@ -109,7 +111,7 @@ impl Machine {
         machine.write("/etc/containers/containers.conf", CONTAINERS_CONF)?;
         machine.write("/etc/containers/policy.json", POLICY)?;
         machine.write("/etc/containers/registries.conf", "")?;
-        Ok(machine)
+        Ok(Arc::new(machine))
     }
 
     /// Which podman it has.
@@ -120,6 +122,11 @@ impl Machine {
     /// The peers and directories of this run.
     pub fn peers(&self) -> &Peers {
         &self.peers
+    }
+
+    /// Its root directory, as this process can reach it.
+    pub fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.keeper.id()))
     }
 
     /// A command that runs on this machine, with an environment of its own.

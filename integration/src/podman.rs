@@ -4,8 +4,10 @@ use crate::command::{Finished, finish, ok};
 use crate::machine::Machine;
 use crate::tree::{Scope, Tree};
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 /// What goes into an engine's storage.conf.
 #[derive(Clone, Debug, Default)]
@@ -35,15 +37,15 @@ impl Engine {
 
 /// An engine: `podman` with one storage.conf.
 #[derive(Debug)]
-pub struct Podman<'m> {
-    machine: &'m Machine,
+pub struct Podman {
+    machine: Arc<Machine>,
     dir: PathBuf,
     conf: PathBuf,
 }
 
-impl<'m> Podman<'m> {
+impl Podman {
     /// An engine whose storage lies in the new directory `dir`.
-    pub fn new(machine: &'m Machine, dir: &Path, engine: &Engine) -> Result<Self> {
+    pub fn new(machine: &Arc<Machine>, dir: &Path, engine: &Engine) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
         let conf = dir.join("storage.conf");
         let run = PathBuf::from("/run/engines").join(dir.strip_prefix("/").unwrap_or(dir));
@@ -71,15 +73,15 @@ impl<'m> Podman<'m> {
             format!("{base}\ntmp_dir = \"{}/libpod\"\n", run.display()),
         )?;
         Ok(Self {
-            machine,
+            machine: Arc::clone(machine),
             dir: dir.to_owned(),
             conf,
         })
     }
 
     /// The machine it runs on.
-    pub fn machine(&self) -> &'m Machine {
-        self.machine
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
     }
 
     /// Its graphroot.
@@ -90,6 +92,31 @@ impl<'m> Podman<'m> {
     /// Its storage.conf.
     pub fn storage_conf(&self) -> &Path {
         &self.conf
+    }
+
+    /// The layer IDs of an image, base first.
+    pub fn layers(&self, image: &str) -> Result<Vec<String>> {
+        let id = self.ok(&["inspect", "--format", "{{.Id}}", image])?.text();
+        let read = |name: &str| -> Result<Vec<Value>> {
+            let file = self.graphroot().join(name);
+            let text = std::fs::read(&file).with_context(|| file.display().to_string())?;
+            Ok(serde_json::from_slice(&text)?)
+        };
+        let records = read("overlay-layers/layers.json")?;
+        let images = read("overlay-images/images.json")?;
+        let mut layer = images
+            .iter()
+            .find(|i| i["id"] == *id)
+            .and_then(|i| i["layer"].as_str());
+        let mut chain = Vec::new();
+        while let Some(id) = layer {
+            chain.insert(0, id.to_owned());
+            layer = records
+                .iter()
+                .find(|l| l["id"] == *id)
+                .and_then(|l| l["parent"].as_str());
+        }
+        Ok(chain)
     }
 
     /// A command with this engine's configuration in its environment.

@@ -5,27 +5,54 @@ use crate::machine::Machine;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 /// `composefs-store` with one repository.
 #[derive(Debug)]
-pub struct Store<'m> {
-    machine: &'m Machine,
+pub struct Store {
+    machine: Arc<Machine>,
     repo: PathBuf,
 }
 
-/// The path under which podman sees what is published.
-pub const VIEW: &str = "/run/composefs-store/storage";
+/// How podman gets at an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// podman mounts it.
+    Blob,
+    /// We mount it beforehand.
+    Mounted,
+}
 
-impl<'m> Store<'m> {
+impl Layout {
+    /// The word on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Blob => "blob",
+            Self::Mounted => "mounted",
+        }
+    }
+}
+
+impl Store {
     /// The repository at `repo`, made with `init --insecure`: no filesystem of these tests has
     /// fs-verity.
-    pub fn init(machine: &'m Machine, repo: &Path) -> Result<Self> {
-        let store = Self {
-            machine,
-            repo: repo.to_owned(),
-        };
-        store.ok(&["init", "--insecure"])?;
+    pub fn init(machine: &Arc<Machine>, repo: &Path) -> Result<Self> {
+        Self::init_with(machine, repo, &[])
+    }
+
+    /// The same with further arguments for `init`.
+    pub fn init_with(machine: &Arc<Machine>, repo: &Path, arguments: &[&str]) -> Result<Self> {
+        let store = Self::open(machine, repo);
+        store.ok(&[&["init", "--insecure"], arguments].concat())?;
         Ok(store)
+    }
+
+    /// The repository at `repo`, which somebody else has made or will make.
+    pub fn open(machine: &Arc<Machine>, repo: &Path) -> Self {
+        Self {
+            machine: Arc::clone(machine),
+            repo: repo.to_owned(),
+        }
     }
 
     /// The repository directory.
@@ -63,14 +90,24 @@ impl<'m> Store<'m> {
         finish(&mut self.command(args)?)
     }
 
-    /// Everything below the repository that is a regular file, with its path.
+    /// The directory for `additionalimagestores`.
+    pub fn podman_store(&self) -> Result<PathBuf> {
+        Ok(PathBuf::from(self.ok(&["podman-store-path"])?.text()))
+    }
+
+    /// The paths of all objects, sorted.
     pub fn objects(&self) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
-        for shard in std::fs::read_dir(self.repo.join("objects"))? {
+        let objects = self.repo.join("objects");
+        if !objects.exists() {
+            return Ok(found);
+        }
+        for shard in std::fs::read_dir(objects)? {
             for object in std::fs::read_dir(shard?.path())? {
                 found.push(object?.path());
             }
         }
+        found.sort();
         Ok(found)
     }
 }

@@ -1,4 +1,15 @@
 //! The end-to-end tests, by topic. They run in the namespaces of `cargo xtask test`.
 #![forbid(unsafe_code)]
 
+mod builds;
+mod collection;
+mod commands;
+mod crashes;
+mod damage;
+mod filesystems;
 mod harness;
+mod locking;
+mod peers;
+mod publishing;
+mod scene;
+mod trees;
