@@ -190,8 +190,7 @@ pub fn tar(files: &[(&str, &[u8])]) -> (Vec<u8>, String) {
         if !segment.is_empty() {
             let payload = STANDARD.encode(&segment);
             *split += &json!({"type": 2, "payload": payload, "position": 0}).to_string();
-            split.push('
-');
+            split.push('\n');
             segment.clear();
         }
     };
@@ -263,7 +262,10 @@ pub fn reassemble(layer: &containers_storage::Layer) -> Result<Vec<u8>, containe
 
 pub fn conf_for(main: &Path, toml: &str) -> containers_storage::StorageConf {
     let environment = containers_storage::Environment::default();
-    let text = format!("[storage]\ndriver=\"overlay\"\ngraphroot=\"{}\"\n{toml}", main.display());
+    let text = format!(
+        "[storage]\ndriver=\"overlay\"\ngraphroot=\"{}\"\n{toml}",
+        main.display()
+    );
     containers_storage::StorageConf::parse(&text, Path::new("storage.conf"), &environment).unwrap()
 }
 
