@@ -5,9 +5,10 @@ use std::fmt;
 /// An EROFS image format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Format {
-    /// The first format of the C tools; a V1 image where the tree needs none of V1's escapes.
+    /// The first format of the C tools.
     V0,
-    /// The format of the C tools and of composefs-rs by default.
+    /// The format of the C tools and of composefs-rs by default: V0, but directories with whiteouts
+    /// are also marked opaque, as newer kernels want it.
     V1,
     /// The format of composefs-rs before 0.8.
     V2,
@@ -21,6 +22,11 @@ impl Format {
             Self::V1 => 1,
             Self::V2 => 2,
         }
+    }
+
+    /// Whether this is one of the two C formats, which escape whiteouts and hide object directories.
+    pub(crate) const fn is_c(self) -> bool {
+        matches!(self, Self::V0 | Self::V1)
     }
 
     /// The format with this number.

@@ -1,10 +1,13 @@
 //! The composefs format: file trees, fs-verity digests, EROFS images, dumpfiles.
 #![forbid(unsafe_code)]
 
+pub mod dumpfile;
+pub mod erofs;
 pub mod format;
 pub mod fsverity;
 pub mod tree;
 
+pub use erofs::{Dialect, WriteError, WriteOptions, write_image};
 pub use format::Format;
 pub use fsverity::{
     Algorithm, DigestError, UnknownAlgorithm, VerityDigest, VerityHasher, leaf_hashes,

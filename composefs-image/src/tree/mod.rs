@@ -24,6 +24,28 @@ pub(crate) use xattrs::{PairId, SetId, XattrTable};
 /// The longest name that a directory can hold, in bytes.
 pub const NAME_MAX: usize = 255;
 
+/// The file types of `st_mode`.
+pub mod mode {
+    /// The bits of a mode that are the file type.
+    pub const TYPE: u16 = 0o170_000;
+    /// The other bits.
+    pub const PERMISSIONS: u16 = 0o7777;
+    /// A named pipe.
+    pub const FIFO: u16 = 0o010_000;
+    /// A character device.
+    pub const CHAR_DEVICE: u16 = 0o020_000;
+    /// A directory.
+    pub const DIRECTORY: u16 = 0o040_000;
+    /// A block device.
+    pub const BLOCK_DEVICE: u16 = 0o060_000;
+    /// A regular file.
+    pub const REGULAR: u16 = 0o100_000;
+    /// A symbolic link.
+    pub const SYMLINK: u16 = 0o120_000;
+    /// A socket.
+    pub const SOCKET: u16 = 0o140_000;
+}
+
 /// An inode of one [`Tree`]. Of no use with another tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InodeId(u32);
@@ -94,7 +116,8 @@ pub enum Content<'a> {
         /// fs-verity digest of the object; without one it is not verified.
         digest: Option<VerityDigest>,
         /// Path of the object below the object directory, when it is not the digest's own
-        /// ([`VerityDigest::object_path`]). A file with neither path nor digest is all zeros.
+        /// ([`VerityDigest::object_path`]); empty to name no object beside a digest. A file with
+        /// neither path nor digest is all zeros.
         path: Option<&'a [u8]>,
     },
 }
@@ -330,9 +353,34 @@ impl Tree {
         }
     }
 
+    /// File type and permissions, as in `st_mode`.
+    pub fn st_mode(&self, id: InodeId) -> u16 {
+        let inode = self.inode(id);
+        let file_type = match inode.node {
+            Node::Directory { .. } => mode::DIRECTORY,
+            Node::Inline { .. }
+            | Node::Sha256 { .. }
+            | Node::Sha512 { .. }
+            | Node::NoDigest { .. } => mode::REGULAR,
+            Node::Symlink { .. } => mode::SYMLINK,
+            Node::CharDevice(_) => mode::CHAR_DEVICE,
+            Node::BlockDevice(_) => mode::BLOCK_DEVICE,
+            Node::Fifo => mode::FIFO,
+            Node::Socket => mode::SOCKET,
+        };
+        file_type | inode.metadata.mode & mode::PERMISSIONS
+    }
+
     /// Whether the inode is a directory.
     pub fn is_directory(&self, id: InodeId) -> bool {
         matches!(self.inode(id).node, Node::Directory { .. })
+    }
+
+    pub(crate) fn is_external(&self, id: InodeId) -> bool {
+        matches!(
+            self.inode(id).node,
+            Node::Sha256 { .. } | Node::Sha512 { .. } | Node::NoDigest { .. }
+        )
     }
 
     /// Mode, owner and time.
@@ -425,9 +473,13 @@ impl Tree {
     /// What is at this path from the root. Symlinks are not followed; empty components and a
     /// leading slash are skipped.
     pub fn lookup_path(&self, path: &[u8]) -> Option<InodeId> {
+        self.lookup_below(self.root(), path)
+    }
+
+    pub(crate) fn lookup_below(&self, directory: InodeId, path: &[u8]) -> Option<InodeId> {
         path.split(|&byte| byte == b'/')
             .filter(|name| !name.is_empty())
-            .try_fold(self.root(), |directory, name| self.lookup(directory, name))
+            .try_fold(directory, |directory, name| self.lookup(directory, name))
     }
 
     /// The names in a directory, sorted bytewise, without `.` and `..`. Empty for other types.
@@ -551,6 +603,11 @@ impl Tree {
     /// Gives `to` the xattrs that `from` has.
     pub fn copy_xattrs(&mut self, from: InodeId, to: InodeId) {
         self.inode_mut(to).xattrs = self.inode(from).xattrs;
+    }
+
+    /// Whether some inode has more than one name.
+    pub(crate) fn has_hard_links(&self) -> bool {
+        self.inodes.iter().any(|inode| inode.names > 1)
     }
 
     pub(crate) fn xattr_set(&self, id: InodeId) -> SetId {

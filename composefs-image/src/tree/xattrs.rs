@@ -23,6 +23,16 @@ impl SetId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PairId(u32);
 
+impl PairId {
+    pub(crate) const fn from_index(index: u32) -> Self {
+        Self(index)
+    }
+
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 #[derive(PartialEq, Eq)]
 struct Pair {
     name: u32,
@@ -74,6 +84,21 @@ impl Default for XattrTable {
 impl XattrTable {
     pub(crate) fn set_count(&self) -> usize {
         self.sets.len()
+    }
+
+    pub(crate) fn pair_count(&self) -> usize {
+        self.pairs.len()
+    }
+
+    /// A pair that some inode has, had, or may get.
+    pub(crate) fn find_pair(&self, name: &[u8], value: &[u8]) -> Option<PairId> {
+        let name = self.names.get_index_of(name)? as u32;
+        let pair = self.pairs.get_index_of(&BorrowedPair { name, value })?;
+        Some(PairId(pair as u32))
+    }
+
+    pub(crate) fn set_ids(&self) -> impl Iterator<Item = SetId> + use<> {
+        (0..self.sets.len() as u32).map(SetId)
     }
 
     pub(crate) fn pairs(&self, set: SetId) -> &[PairId] {

@@ -1,0 +1,14 @@
+//! composefs images: EROFS filesystems with metadata, small files and symlinks only.
+//!
+//! Larger files are chunk-based files without data whose overlayfs xattrs name an object:
+//! `trusted.overlay.redirect` its path, `trusted.overlay.metacopy` its fs-verity digest. An image
+//! is identified by the fs-verity digest of its bytes, so the writer is a pure function of tree and
+//! options: no time, host or thread count enters.
+//!
+//! V0 and V1 are the format of the C tools, V2 is the first format of composefs-rs.
+
+mod format;
+mod writer;
+
+pub use crate::format::Format;
+pub use writer::{Dialect, WriteError, WriteOptions, write_image};
