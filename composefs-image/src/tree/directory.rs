@@ -86,7 +86,9 @@ impl Entries {
 
     pub(super) fn get(&self, names: &Names, name: &[u8]) -> Option<InodeId> {
         let (chunk, place) = self.find(names, name);
-        Some(self.chunks[chunk][place.ok()?].inode)
+        // An empty directory has no chunk at all.
+        let place = place.ok()?;
+        Some(self.chunks[chunk][place].inode)
     }
 
     /// Adds or replaces a name; the inode it had before is returned.
