@@ -49,7 +49,7 @@ fn an_incomplete_layer_is_refused() {
     let root = fixture.root("main");
     let (made, layer) = one_layer(&root, &[("a", b"a")]);
     root.change_layer(&made, |record| {
-        record["flags"] = json!({"incomplete": true})
+        record["flags"] = json!({"incomplete": true});
     });
     let error = find(&root).lock().unwrap_err();
     assert!(matches!(error, Error::LayerIncomplete { .. }), "{error}");
@@ -69,7 +69,7 @@ fn a_layer_that_was_removed_or_replaced_meanwhile_is_refused() {
     root.layer(None, &[("b", b"b")]);
     assert!(layer.lock().is_ok());
     root.change_layer(&made, |record| {
-        record["created"] = json!("2026-01-01T00:00:00Z")
+        record["created"] = json!("2026-01-01T00:00:00Z");
     });
     let error = layer.lock().unwrap_err();
     assert!(matches!(error, Error::LayerChanged { .. }), "{error}");
