@@ -23,7 +23,8 @@ use crate::records::{ContainerRecord, ImageRecord, LayerRecord};
 /// Which store to open.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
-    /// A root to use alone, as podman's `--root`: without additional stores and driver options.
+    /// A root to use alone, as podman's `--root`: without additional stores and driver options. It takes
+    /// precedence over `conf`.
     pub root: Option<PathBuf>,
     /// A configuration that was read already; without it and without `root` it is discovered.
     pub conf: Option<StorageConf>,

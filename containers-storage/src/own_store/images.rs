@@ -96,7 +96,7 @@ impl<'a> ImagesTxn<'a> {
             path: path.clone(),
             problem,
         })?;
-        let new = NewRecords::of(path, &self.records)?;
+        let new = NewRecords::write(&path, &self.records)?;
 
         for (id, data) in &self.data {
             let dir = self.data_dir(id);
@@ -107,7 +107,7 @@ impl<'a> ImagesTxn<'a> {
             files::sync_dir(&dir)?;
         }
         files::sync_dir(&self.root.images_dir())?;
-        new.replace(&self.lock)?;
+        new.publish(&self.lock)?;
         // Only now does no record name these files.
         for id in &self.removed {
             files::remove_dir_all(&self.data_dir(id))?;

@@ -154,7 +154,7 @@ impl<'a> LayersTxn<'a> {
             path: path.clone(),
             problem,
         })?;
-        let new = NewRecords::of(path, &self.records)?;
+        let new = NewRecords::write(&path, &self.records)?;
 
         for (id, record) in &self.removed {
             move_away(self.root, id, record.as_ref())?;
@@ -173,7 +173,7 @@ impl<'a> LayersTxn<'a> {
         ] {
             files::sync_dir(&dir)?;
         }
-        new.replace(&self.lock)?;
+        new.publish(&self.lock)?;
         for layer in &self.restored {
             files::remove_dir_all(&layer.place)?;
         }
@@ -230,8 +230,8 @@ fn move_away(root: &StoreRoot, id: &LayerId, record: Option<&LayerRecord>) -> Re
     let place = removed_place(root, id)?;
     files::make_dir(&place)?;
     if let Some(record) = record {
-        let new = NewRecords::of(place.join("record.json"), std::slice::from_ref(record))?;
-        files::replace_file(&new.path, &new.json)?;
+        let records = std::slice::from_ref(record);
+        NewRecords::write(&place.join("record.json"), records)?.publish_unmarked()?;
     }
     let link = read_link_id(&directory)?;
     rename_if_there(&directory, &place.join("layer"))?;

@@ -130,27 +130,34 @@ impl OwnStore {
     }
 }
 
-/// The records in order of their file, as JSON, and where it belongs.
+/// New content of a file of records, on disk under another name.
 struct NewRecords {
     path: PathBuf,
-    json: Vec<u8>,
+    temporary: PathBuf,
 }
 
 impl NewRecords {
-    fn of<T: serde::Serialize>(path: PathBuf, records: &[T]) -> Result<Self, Error> {
+    /// Writes the records beside `path`. What can fail for want of space fails here, before a change of
+    /// directories begins.
+    fn write<T: serde::Serialize>(path: &Path, records: &[T]) -> Result<Self, Error> {
         let json = serde_json::to_vec(records).map_err(|source| Error::Json {
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         })?;
-        Ok(Self { path, json })
+        Ok(Self {
+            temporary: files::write_temporary(path, &json)?,
+            path: path.to_owned(),
+        })
     }
 
-    /// Replaces the file under its write lock: the new content is on disk, then the mark is renewed, then
-    /// the file gets its name.
-    fn replace(&self, lock: &crate::lock::WriteLock) -> Result<(), Error> {
-        let temporary = files::write_temporary(&self.path, &self.json)?;
+    /// Gives the file its name under its write lock, after renewing the mark.
+    fn publish(&self, lock: &crate::lock::WriteLock) -> Result<(), Error> {
         lock.mark_written()?;
-        files::rename(&temporary, &self.path)?;
+        self.publish_unmarked()
+    }
+
+    fn publish_unmarked(&self) -> Result<(), Error> {
+        files::rename(&self.temporary, &self.path)?;
         files::sync_parent(&self.path)
     }
 }
