@@ -1,2 +1,49 @@
 //! Sources of container images into a composefs repository, verified.
+//!
+//! The one source so far is containers-storage, podman's own: [`import_image`].
+//!
+//! # What an import does
+//!
+//! 1. **Check.** Manifest and config are read with their digests; layers that the repository has
+//!    already, whole, are left alone.
+//! 2. **Layers.** Each other layer is put together again from its tar-split and its files. Every file is
+//!    read once; that one read feeds the SHA-256 of the tar, the CRC-64 of the tar-split and the file's
+//!    fs-verity digest. A file whose object is missing is then cloned (FICLONE) from the descriptor that
+//!    was read, never linked; where the filesystem cannot clone it is copied, if [`ImportOptions::copy`]
+//!    lets it. The tar's SHA-256 must be the diff ID that the config names.
+//! 3. **Rootfs.** The layers' tree becomes the EROFS image that `cfsctl oci pull` would make.
+//! 4. **Publish.** Objects, layer streams, images, config, manifest and tags get their names.
+//!
+//! # What is durable when
+//!
+//! All of it goes through one [`repository::Batch`] and one commit, which syncs the filesystem twice
+//! however many layers there are: nothing has a name before everything is verified. An image of more
+//! than a gibibyte is committed in groups of layers of about that size, so that an import that is
+//! interrupted goes on from the last group: a layer's stream in the repository is always one that was
+//! verified and is complete. Layers of an unfinished import have no ref, so a collection reclaims them.
+//!
+//! # Concurrency and memory
+//!
+//! One set of [`ImportOptions::jobs`] worker threads reads, hashes and clones for all layers; each layer
+//! in work has a thread that goes through its tar in order, with 4 MiB of buffers. Memory depends on the
+//! number of jobs and, some hundred bytes each, of files; not on their sizes.
+//!
+//! While a layer is read, its store's read lock is held: podman can run what exists but neither delete
+//! the layer nor create containers. Each thread holds one lock at a time.
 #![forbid(unsafe_code)]
+
+mod cancel;
+mod error;
+mod image;
+mod layer;
+mod pool;
+mod present;
+mod progress;
+mod report;
+mod work;
+
+pub use cancel::Cancel;
+pub use error::{FileError, ImportError, LayerError, MemberProblem};
+pub use image::{ImportOptions, import_image};
+pub use progress::{Event, LayerPlan, Progress, Quiet, Stage};
+pub use report::{Counts, ImportReport, LayerOutcome, LayerReport, Outcome, Tally, Times, Warning};

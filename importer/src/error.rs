@@ -1,0 +1,172 @@
+//! The errors of an import. Each names the image, layer, diff ID or file it is about; what lies behind
+//! it is its `source`, not part of its text.
+//!
+//! Whatever the error, nothing that was in work got a name: the batch that held it is dropped, and its
+//! staging directory with it.
+
+use std::io;
+
+use containers_storage::{EntryName, ImageId, LayerId};
+use repository::layers::MergeError;
+use repository::oci::{DiffId, DocumentError, OciError};
+use thiserror::Error;
+
+/// Why an import stopped.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ImportError {
+    /// Reading the source's records failed.
+    #[error(transparent)]
+    Storage(#[from] containers_storage::Error),
+    /// Reading or writing the repository failed.
+    #[error(transparent)]
+    Repository(#[from] repository::Error),
+    /// A layer could not be imported.
+    #[error("layer {layer} ({diff_id})")]
+    Layer {
+        /// The layer's ID in containers-storage.
+        layer: LayerId,
+        /// The diff ID that the image's config names for it.
+        diff_id: DiffId,
+        /// What went wrong.
+        source: LayerError,
+    },
+    /// The image's file tree could not be made from its layers.
+    #[error("image {image}: the layers make no file tree")]
+    Tree {
+        /// The image.
+        image: ImageId,
+        /// What went wrong.
+        source: MergeError,
+    },
+    /// The image's root filesystem image could not be written.
+    #[error("image {image}: the root filesystem image cannot be written")]
+    Rootfs {
+        /// The image.
+        image: ImageId,
+        /// What went wrong.
+        source: composefs_image::WriteError,
+    },
+    /// The manifest or config is not one of an image.
+    #[error("image {image}: the manifest or config cannot be used")]
+    Document {
+        /// The image.
+        image: ImageId,
+        /// What is wrong.
+        source: DocumentError,
+    },
+    /// The image, or one of its tags, could not be recorded.
+    #[error("image {image} cannot be recorded")]
+    Record {
+        /// The image.
+        image: ImageId,
+        /// What went wrong.
+        source: OciError,
+    },
+    /// [`crate::Cancel`] was set.
+    #[error("the import was cancelled")]
+    Cancelled,
+}
+
+/// Why a layer could not be imported.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LayerError {
+    /// The layer's record, lock, tar-split or files cannot be had from containers-storage. The text
+    /// names the file, where there is one.
+    #[error(transparent)]
+    Storage(#[from] containers_storage::Error),
+    /// What the tar-split holds is no tar that can be imported.
+    #[error("the tar-split holds no valid tar")]
+    Tar(#[from] repository::layers::TarError),
+    /// The tar-split contradicts itself, or a member is of a kind that cannot be imported.
+    #[error("file {name}: {problem}")]
+    Member {
+        /// The member, as tar-split or the tar's header names it.
+        name: EntryName,
+        /// What is wrong.
+        problem: MemberProblem,
+    },
+    /// The content of a file of the layer is not what it should be, or cannot be read or stored.
+    #[error("file {name}")]
+    File {
+        /// The file, as tar-split names it.
+        name: EntryName,
+        /// What went wrong.
+        source: FileError,
+    },
+    /// The layer put together again is not the one that the config names.
+    #[error("the layer's content has the diff ID {actual}: its tar-split or a file was altered")]
+    DiffId {
+        /// The SHA-256 of the tar put together from tar-split and files.
+        actual: DiffId,
+    },
+    /// Writing to the repository failed.
+    #[error(transparent)]
+    Repository(#[from] repository::Error),
+    /// [`crate::Cancel`] was set, or another layer failed.
+    #[error("the import was stopped")]
+    Stopped,
+    /// A worker thread panicked: a bug of ours.
+    #[error("a worker thread of the import panicked")]
+    WorkerLost,
+}
+
+/// What can be wrong with a member of the layer's tar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum MemberProblem {
+    /// The tar-split has a file with content where the tar has no place for one.
+    #[error("the tar-split has {size} bytes of content where its tar headers announce none")]
+    NotDue {
+        /// The size that tar-split has, in bytes.
+        size: u64,
+    },
+    /// Tar-split and tar header have different sizes.
+    #[error("it has {size} bytes by the tar-split, but {header} by its tar header")]
+    Size {
+        /// The size that tar-split has, in bytes.
+        size: u64,
+        /// The size that the header has, in bytes.
+        header: u64,
+    },
+    /// A link, device, directory or fifo whose header has a size. Some readers of tar take that many
+    /// bytes for its content, others for the next header.
+    #[error("its tar header has a size, but its type has no content")]
+    SizeWithoutContent,
+    /// A member of unknown type with more content than can be kept inline.
+    #[error("it is of an unknown type and has {size} bytes of content")]
+    UnknownType {
+        /// Its size in bytes.
+        size: u64,
+    },
+}
+
+/// What can be wrong with a file of the layer.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// It cannot be opened: missing, a metacopy stub, or not a file beneath the layer's directory.
+    #[error(transparent)]
+    Open(containers_storage::Error),
+    /// It cannot be read.
+    #[error("it cannot be read")]
+    Read(#[source] io::Error),
+    /// It does not have the size that tar-split has.
+    #[error("it has {actual} bytes instead of {expected}: it was changed")]
+    Size {
+        /// The size by tar-split, in bytes.
+        expected: u64,
+        /// The size on disk, in bytes.
+        actual: u64,
+    },
+    /// Its CRC-64 is not the one that tar-split has.
+    #[error("its content is not what the tar-split recorded: it was changed")]
+    Content,
+    /// It changed while it was imported.
+    #[error("it was changed while it was imported")]
+    ChangedMeanwhile,
+    /// It could not be stored.
+    #[error(transparent)]
+    Repository(#[from] repository::Error),
+}

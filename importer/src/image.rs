@@ -1,0 +1,497 @@
+//! An image of containers-storage into a repository: the stages in order, and what they share.
+
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use composefs_image::{Dialect, VerityDigest, WriteOptions, write_image};
+use containers_storage::{Image, Layer};
+use repository::layers::{MergeError, Rules, merged_tree};
+use repository::oci::{self, Config, DiffId, ErofsKey, ErofsRefs, Manifest, NewImage, OciError};
+use repository::{Batch, CopyPolicy, Repository, Tag};
+
+use crate::cancel::Cancel;
+use crate::error::{ImportError, LayerError};
+use crate::layer;
+use crate::pool::Queue;
+use crate::present;
+use crate::progress::{Event, LayerPlan, Progress, Stage};
+use crate::report::{
+    Counts, ImportReport, LayerOutcome, LayerReport, Outcome, Tally, Times, Warning,
+};
+use crate::work::{Context, Job, Stop};
+
+/// What is committed together, in bytes of uncompressed layers: what an interrupted import has to read
+/// again at most, if its layers are not larger.
+const GROUP_BYTES: u64 = 1 << 30;
+
+/// How to import.
+#[derive(Debug, Clone)]
+pub struct ImportOptions {
+    /// Whether files may be copied where they cannot be cloned.
+    pub copy: CopyPolicy,
+    /// Threads that read and hash, and layers in work at once. `None`: as many as there are processors.
+    pub jobs: Option<NonZeroUsize>,
+    /// Tags that the image is to have, besides those it has.
+    pub tags: Vec<Tag>,
+    /// Stops the import when set.
+    pub cancel: Cancel,
+}
+
+impl Default for ImportOptions {
+    fn default() -> Self {
+        Self {
+            copy: CopyPolicy::Allow,
+            jobs: None,
+            tags: Vec::new(),
+            cancel: Cancel::new(),
+        }
+    }
+}
+
+impl ImportOptions {
+    fn jobs(&self) -> usize {
+        self.jobs
+            .or_else(|| std::thread::available_parallelism().ok())
+            .map_or(1, NonZeroUsize::get)
+    }
+}
+
+/// Brings an image of containers-storage into the repository, verified, and tags it.
+///
+/// When it returns, everything is durable. When it fails, the image is not in the repository; layers
+/// that were committed before the failure are, verified, for the next attempt. To import an image that
+/// is there already only adds tags.
+pub fn import_image(
+    repository: &Repository,
+    image: &Image,
+    options: &ImportOptions,
+    progress: &dyn Progress,
+) -> Result<ImportReport, ImportError> {
+    let started = Instant::now();
+    progress.event(&Event::Stage {
+        stage: Stage::Check,
+    });
+    let documents = Documents::read(image)?;
+    let layers: Vec<_> = image
+        .layers()?
+        .into_iter()
+        .map(|layer| Source {
+            diff_id: DiffId::from_bytes(*layer.diff_id().as_bytes()),
+            layer,
+        })
+        .collect();
+    let plans: Vec<_> = layers.iter().map(Source::plan).collect();
+    progress.event(&Event::Layers { layers: &plans });
+
+    let mut import = Import {
+        repository,
+        image,
+        options,
+        progress,
+        layers: &layers,
+        streams: HashMap::new(),
+        reports: vec![None; layers.len()],
+        times: Times::default(),
+        warnings: Vec::new(),
+    };
+    let known = present::image(repository, documents.manifest.digest())?;
+    let (outcome, rootfs) = if let Some(rootfs) = known {
+        import.all_present();
+        import.times.check = started.elapsed();
+        import.tag(&documents)?;
+        (Outcome::Present, rootfs)
+    } else {
+        let missing = import.missing()?;
+        import.times.check = started.elapsed();
+        let batch = import.read(&missing)?;
+        let rootfs = import.rootfs(&batch)?;
+        import.publish(batch, &documents, &rootfs)?;
+        (Outcome::Imported, rootfs)
+    };
+    Ok(import.report(&documents, outcome, rootfs))
+}
+
+/// Manifest and config, with their digests checked.
+struct Documents {
+    manifest: Manifest,
+    config: Config,
+}
+
+impl Documents {
+    fn read(image: &Image) -> Result<Self, ImportError> {
+        let document = |source| ImportError::Document {
+            image: image.id().clone(),
+            source,
+        };
+        Ok(Self {
+            manifest: Manifest::parse(image.manifest()?).map_err(document)?,
+            config: Config::parse(image.config()?).map_err(document)?,
+        })
+    }
+}
+
+/// A layer of the image, and the diff ID that its config names.
+struct Source {
+    layer: Layer,
+    diff_id: DiffId,
+}
+
+impl Source {
+    fn plan(&self) -> LayerPlan {
+        LayerPlan {
+            id: self.layer.id().clone(),
+            diff_id: self.diff_id,
+            size: self.layer.diff_size(),
+        }
+    }
+
+    fn report(&self, outcome: LayerOutcome) -> LayerReport {
+        LayerReport {
+            id: self.layer.id().clone(),
+            diff_id: self.diff_id,
+            outcome,
+            tar_bytes: 0,
+            counts: Counts::default(),
+            time: Duration::ZERO,
+        }
+    }
+}
+
+/// One import in work.
+struct Import<'a> {
+    repository: &'a Repository,
+    image: &'a Image,
+    options: &'a ImportOptions,
+    progress: &'a dyn Progress,
+    layers: &'a [Source],
+    /// The splitstreams of layers that are in the repository or staged.
+    streams: HashMap<DiffId, VerityDigest>,
+    reports: Vec<Option<LayerReport>>,
+    times: Times,
+    warnings: Vec<Warning>,
+}
+
+impl<'a> Import<'a> {
+    /// The layers that have to be read. An image can have a layer twice; then the lower one counts.
+    fn missing(&mut self) -> Result<Vec<usize>, ImportError> {
+        let mut missing = Vec::new();
+        let mut seen = HashSet::new();
+        for (index, source) in self.layers.iter().enumerate() {
+            self.check_cancelled()?;
+            if !seen.insert(source.diff_id) {
+                self.finished(index, source.report(LayerOutcome::Repeated));
+            } else if let Some(stream) = present::layer(self.repository, &source.diff_id)? {
+                self.streams.insert(source.diff_id, stream);
+                self.finished(index, source.report(LayerOutcome::Present));
+            } else {
+                missing.push(index);
+            }
+        }
+        Ok(missing)
+    }
+
+    fn all_present(&mut self) {
+        for (index, source) in self.layers.iter().enumerate() {
+            self.finished(index, source.report(LayerOutcome::Present));
+        }
+    }
+
+    fn finished(&mut self, index: usize, report: LayerReport) {
+        self.progress.event(&Event::LayerFinished {
+            layer: index,
+            report: &report,
+        });
+        self.reports[index] = Some(report);
+    }
+
+    /// Reads layers into batches, and commits all of these but the last.
+    fn read(&mut self, missing: &[usize]) -> Result<Batch<'a>, ImportError> {
+        let repository = self.repository;
+        let groups = self.groups(missing);
+        let mut batch = repository.batch()?;
+        for (number, group) in groups.iter().enumerate() {
+            if number > 0 {
+                self.stage(Stage::Publish);
+                let started = Instant::now();
+                std::mem::replace(&mut batch, repository.batch()?).commit()?;
+                self.times.publish += started.elapsed();
+            }
+            self.stage(Stage::Layers);
+            let started = Instant::now();
+            self.read_group(&batch, group)?;
+            self.times.layers += started.elapsed();
+        }
+        Ok(batch)
+    }
+
+    /// Cuts the list of layers where the next one would make a group larger than [`GROUP_BYTES`].
+    fn groups(&self, missing: &[usize]) -> Vec<Vec<usize>> {
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        let mut bytes = 0u64;
+        for index in missing {
+            let size = self.layers[*index]
+                .layer
+                .diff_size()
+                .unwrap_or(GROUP_BYTES / 4);
+            bytes = bytes.saturating_add(size);
+            match groups.last_mut() {
+                Some(group) if bytes <= GROUP_BYTES => group.push(*index),
+                _ => {
+                    groups.push(vec![*index]);
+                    bytes = size;
+                }
+            }
+        }
+        groups
+    }
+
+    /// Reads layers side by side; stops them all at the first error.
+    fn read_group(&mut self, batch: &Batch<'_>, group: &[usize]) -> Result<(), ImportError> {
+        let jobs = self.options.jobs();
+        let mut order = group.to_vec();
+        // The largest first: it is the one that the others would wait for at the end.
+        order.sort_by_key(|index| std::cmp::Reverse(self.layers[*index].layer.diff_size()));
+        let (layers, progress) = (self.layers, self.progress);
+        let context = Context {
+            batch,
+            algorithm: self.repository.algorithm(),
+            copy: self.options.copy,
+            stop: Stop::new(&self.options.cancel),
+        };
+        let next = AtomicUsize::new(0);
+        let done = Mutex::new(Vec::new());
+        let queue = Queue::new();
+        let read_layers = || {
+            while let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let result = read_layer(&layers[index], index, &context, &queue, progress);
+                if result.is_err() {
+                    context.stop.fail();
+                }
+                done.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push((index, result));
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..jobs {
+                scope.spawn(|| queue.serve(|job: Job<'_>| job.run(&context)));
+            }
+            // When the last layer is done the workers may go; the scope waits for them.
+            let _close = queue.close_on_drop();
+            let others: Vec<_> = (1..jobs.min(order.len()))
+                .map(|_| scope.spawn(read_layers))
+                .collect();
+            read_layers();
+            for other in others {
+                if let Err(panic) = other.join() {
+                    std::panic::resume_unwind(panic);
+                }
+            }
+        });
+
+        let mut failure = None;
+        for (index, result) in done.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            match result {
+                Ok((stream, report)) => {
+                    batch.link_stream(&report.diff_id.stream_name(), &stream);
+                    self.streams.insert(report.diff_id, stream);
+                    self.reports[index] = Some(report);
+                }
+                // What the others stopped for tells more.
+                Err(ImportError::Cancelled) => {
+                    failure.get_or_insert(ImportError::Cancelled);
+                }
+                Err(error) if matches!(failure, None | Some(ImportError::Cancelled)) => {
+                    failure = Some(error);
+                }
+                Err(_) => {}
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Makes the image of the whole file tree, in each of the repository's formats.
+    fn rootfs(&mut self, batch: &Batch<'_>) -> Result<ErofsRefs, ImportError> {
+        self.check_cancelled()?;
+        self.stage(Stage::Rootfs);
+        let started = Instant::now();
+        let streams: Vec<_> = self
+            .streams()
+            .into_iter()
+            .map(|(_, stream)| stream)
+            .collect();
+        let mut images = ErofsRefs::new();
+        let tree = match merged_tree(batch, &streams, Rules::Rootfs) {
+            Ok(tree) => tree,
+            Err(MergeError::NoUsr) => {
+                self.warnings.push(Warning::NoUsr);
+                return Ok(images);
+            }
+            Err(source) => {
+                let image = self.image.id().clone();
+                return Err(ImportError::Tree { image, source });
+            }
+        };
+        for format in self.repository.formats().all() {
+            let Some(key) = ErofsKey::rootfs(format) else {
+                continue;
+            };
+            let mut object = batch.object_writer()?;
+            let options = WriteOptions {
+                format,
+                dialect: Dialect::ComposefsRs,
+            };
+            write_image(&tree, &options, &mut object).map_err(|source| ImportError::Rootfs {
+                image: self.image.id().clone(),
+                source,
+            })?;
+            let (digest, _, _) = object.finish()?;
+            batch.link_image(&digest);
+            images.insert(key, digest);
+        }
+        self.times.rootfs = started.elapsed();
+        Ok(images)
+    }
+
+    fn publish(
+        &mut self,
+        batch: Batch<'_>,
+        documents: &Documents,
+        rootfs: &ErofsRefs,
+    ) -> Result<(), ImportError> {
+        self.check_cancelled()?;
+        self.stage(Stage::Publish);
+        let started = Instant::now();
+        let layers = self.streams();
+        let new = NewImage {
+            manifest: &documents.manifest,
+            config: &documents.config,
+            layers: &layers,
+            erofs: rootfs,
+        };
+        oci::store_image(&batch, &new).map_err(|source| self.record_error(source))?;
+        self.set_tags(&batch, documents)?;
+        batch.commit()?;
+        self.times.publish += started.elapsed();
+        Ok(())
+    }
+
+    /// Gives an image that is there its tags.
+    fn tag(&mut self, documents: &Documents) -> Result<(), ImportError> {
+        if self.options.tags.is_empty() {
+            return Ok(());
+        }
+        self.stage(Stage::Publish);
+        let started = Instant::now();
+        let batch = self.repository.batch()?;
+        self.set_tags(&batch, documents)?;
+        batch.commit()?;
+        self.times.publish = started.elapsed();
+        Ok(())
+    }
+
+    fn set_tags(&self, batch: &Batch<'_>, documents: &Documents) -> Result<(), ImportError> {
+        for tag in &self.options.tags {
+            oci::tag(batch, tag, &documents.manifest.digest())
+                .map_err(|source| self.record_error(source))?;
+        }
+        Ok(())
+    }
+
+    fn record_error(&self, source: OciError) -> ImportError {
+        ImportError::Record {
+            image: self.image.id().clone(),
+            source,
+        }
+    }
+
+    /// Every layer of the image with its splitstream.
+    fn streams(&self) -> Vec<(DiffId, VerityDigest)> {
+        let stream = |source: &Source| {
+            let stream = self.streams.get(&source.diff_id)?;
+            Some((source.diff_id, *stream))
+        };
+        self.layers.iter().filter_map(stream).collect()
+    }
+
+    fn report(
+        mut self,
+        documents: &Documents,
+        outcome: Outcome,
+        rootfs: ErofsRefs,
+    ) -> ImportReport {
+        let layers: Vec<_> = self.reports.into_iter().flatten().collect();
+        let mut total = Counts::default();
+        for layer in &layers {
+            total += layer.counts;
+        }
+        if total.copied != Tally::default() {
+            self.warnings.push(Warning::Copied(total.copied));
+        }
+        ImportReport {
+            image: self.image.id().clone(),
+            manifest: documents.manifest.digest(),
+            config: documents.config.digest(),
+            outcome,
+            rootfs: rootfs.into_values().collect(),
+            tags: self.options.tags.iter().map(ToString::to_string).collect(),
+            layers,
+            total,
+            times: self.times,
+            warnings: self.warnings,
+        }
+    }
+
+    fn stage(&self, stage: Stage) {
+        self.progress.event(&Event::Stage { stage });
+    }
+
+    fn check_cancelled(&self) -> Result<(), ImportError> {
+        if self.options.cancel.is_cancelled() {
+            return Err(ImportError::Cancelled);
+        }
+        Ok(())
+    }
+}
+
+/// Imports one layer, and tells when it begins and when it is done.
+fn read_layer<'l>(
+    source: &'l Source,
+    index: usize,
+    context: &Context<'_>,
+    queue: &Queue<Job<'l>>,
+    progress: &dyn Progress,
+) -> Result<(VerityDigest, LayerReport), ImportError> {
+    let started = Instant::now();
+    progress.event(&Event::LayerStarted { layer: index });
+    let result = layer::import(
+        &source.layer,
+        &source.diff_id,
+        index,
+        context,
+        queue,
+        progress,
+    );
+    let imported = result.map_err(|source_error| match source_error {
+        LayerError::Stopped => ImportError::Cancelled,
+        error => ImportError::Layer {
+            layer: source.layer.id().clone(),
+            diff_id: source.diff_id,
+            source: error,
+        },
+    })?;
+    let report = LayerReport {
+        tar_bytes: imported.tar_bytes,
+        counts: imported.counts,
+        time: started.elapsed(),
+        ..source.report(LayerOutcome::Imported)
+    };
+    progress.event(&Event::LayerFinished {
+        layer: index,
+        report: &report,
+    });
+    Ok((imported.stream, report))
+}
