@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 
 use containers_storage::{ImageId, LayerId};
 
-use crate::{Layout, in_use::User, mount::MountError};
+use crate::{Layout, mount::MountError};
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -22,7 +22,15 @@ pub enum Error {
     Oci(#[from] repository::oci::OciError),
     /// A layer in the repository cannot be made into a file tree.
     #[error(transparent)]
-    Layer(#[from] repository::layers::LayerError),
+    Layers(#[from] repository::layers::MergeError),
+    /// The tar-split of a layer, by which podman gives it back, could not be made.
+    #[error("making the tar-split of layer {layer}")]
+    TarSplit {
+        /// The layer.
+        layer: LayerId,
+        /// Why.
+        source: Box<crate::tar_split::TarSplitError>,
+    },
     /// The image store of our own, or podman's configuration, could not be read.
     #[error(transparent)]
     Storage(#[from] containers_storage::Error),
@@ -138,11 +146,11 @@ pub enum Error {
         /// What is there.
         found: String,
     },
-    /// No published image has this ID.
-    #[error("image {image} is not published")]
+    /// No published image, or more than one, is meant by this.
+    #[error("no published image is meant by {image:?}; `images` lists them")]
     NotPublished {
-        /// The image.
-        image: ImageId,
+        /// What was asked for.
+        image: String,
     },
     /// A record of our own store without what belongs to it.
     #[error("{}: {problem}", store.display())]
@@ -151,22 +159,6 @@ pub enum Error {
         store: PathBuf,
         /// What is wrong.
         problem: String,
-    },
-    /// What was about to be written would stop podman from starting.
-    #[error("{}: not replaced, because {problem}", file.display())]
-    Invalid {
-        /// The file.
-        file: PathBuf,
-        /// What would be wrong with it.
-        problem: String,
-    },
-    /// Layers are in use and were kept.
-    #[error("layer {layer} is in use: {}", users.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    InUse {
-        /// The layer.
-        layer: LayerId,
-        /// Who uses it.
-        users: Vec<User>,
     },
 }
 

@@ -130,8 +130,24 @@ mod tests {
     fn what_is_no_reference_gets_no_name() {
         let long = format!("localhost/{}", "a".repeat(300));
         for tag in [
-            "", ":", "/", "App", "a b", "a//b", "-a", "a-", "a..b", "a:", "a:.x", "é", "a/", "/a", "a\n",
-            "x.-y/app", "host:port/app", &long,
+            "",
+            ":",
+            "/",
+            "App",
+            "a b",
+            "a//b",
+            "-a",
+            "a-",
+            "a..b",
+            "a:",
+            "a:.x",
+            "é",
+            "a/",
+            "/a",
+            "a\n",
+            "x.-y/app",
+            "host:port/app",
+            &long,
         ] {
             assert_eq!(podman_name(tag), None, "{tag:?}");
         }

@@ -38,6 +38,16 @@ impl StorePaths {
         self.private().join("podman-store")
     }
 
+    /// The directory of a layer in the store, whether it exists or not.
+    pub(crate) fn layer_directory(&self, layer: &LayerId) -> PathBuf {
+        self.store().join("overlay").join(layer.as_str())
+    }
+
+    /// Where layers are made ready, out of podman's sight.
+    pub(crate) fn incoming(&self) -> PathBuf {
+        self.store().join("incoming")
+    }
+
     /// The path for podman's `additionalimagestores`: a read-only bind mount of [`Self::store`], over a
     /// store without images that serves as long as the mount is missing.
     pub fn view(&self) -> PathBuf {
@@ -62,12 +72,34 @@ impl StorePaths {
     pub fn run(&self) -> PathBuf {
         use std::os::unix::ffi::OsStrExt;
         let hash = Sha256::digest(self.repository.as_os_str().as_bytes());
-        let id: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let id: String = hash
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         Path::new(RUN).join(id)
     }
 
     /// Where a layer in the layout [`crate::Layout::Mounted`] is mounted.
     pub fn layer_mount(&self, layer: &LayerId) -> PathBuf {
         self.run().join("layers").join(layer.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_depend_on_the_repositorys_path_and_nothing_else() {
+        let of = |path: &str| StorePaths {
+            repository: path.into(),
+        };
+        let layer = "a".repeat(64).parse().unwrap();
+        let mount = of("/var/lib/composefs-store").layer_mount(&layer);
+        assert_eq!(mount, of("/var/lib/composefs-store").layer_mount(&layer));
+        assert_ne!(mount, of("/sysroot/composefs").layer_mount(&layer));
+        assert!(mount.starts_with(RUN));
+        assert_eq!(mount.file_name().unwrap(), layer.as_str());
     }
 }

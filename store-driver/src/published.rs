@@ -1,0 +1,235 @@
+//! What is published, and under which names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use containers_storage::{
+    ConfigDigest, Digest, ImageId, ImageRecord, LayerId, own_store::OwnStore,
+};
+use repository::{Repository, Tag, VerityDigest, oci};
+use serde::Serialize;
+
+use crate::{
+    Layout,
+    error::{Error, Result},
+    names::podman_name,
+    paths::StorePaths,
+    store::{Store, image_of},
+};
+
+/// An image that podman is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PublishedImage {
+    /// Its ID, the same as everywhere.
+    pub id: ImageId,
+    /// Digest of its manifest.
+    pub manifest: Digest,
+    /// The names under which podman lists it.
+    pub names: Vec<String>,
+    /// Its top layer.
+    pub layer: LayerId,
+    /// How many layers it has.
+    pub layers: usize,
+    /// The layout of the top layer.
+    pub layout: Layout,
+    /// The EROFS image of its whole tree; `None` if the repository has lost it.
+    #[serde(serialize_with = "as_text")]
+    pub image: Option<VerityDigest>,
+}
+
+fn as_text<S: serde::Serializer>(
+    digest: &Option<VerityDigest>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match digest {
+        Some(digest) => serializer.collect_str(digest),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// The published images, in the order of their publishing. Writes nothing.
+pub fn published(repository: &Repository) -> Result<Vec<PublishedImage>> {
+    let paths = StorePaths::of(repository);
+    let own = match OwnStore::open(&paths.store()) {
+        Ok(own) => own,
+        Err(containers_storage::Error::NoStore { .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let images = own.root().image_records()?;
+    let layers = own.root().layer_records()?;
+    let parents: BTreeMap<&LayerId, Option<&LayerId>> = layers
+        .iter()
+        .map(|record| (&record.id, record.parent.as_ref()))
+        .collect();
+    images
+        .iter()
+        .map(|record| {
+            let (Some(layer), Some(manifest)) = (&record.layer, &record.digest) else {
+                return Err(damaged(&paths, record, "has no layer or no digest"));
+            };
+            let mut count = 0;
+            let mut next = Some(layer);
+            while let Some(layer) = next {
+                next = *parents
+                    .get(layer)
+                    .ok_or_else(|| damaged(&paths, record, "has a layer without a record"))?;
+                count += 1;
+                if count > layers.len() {
+                    return Err(damaged(
+                        &paths,
+                        record,
+                        "has layers that stand on themselves",
+                    ));
+                }
+            }
+            Ok(PublishedImage {
+                id: record.id.clone(),
+                manifest: manifest.clone(),
+                names: record.names.clone(),
+                layout: Layout::of(&paths, layer)?,
+                image: image_of(repository, layer)?,
+                layer: layer.clone(),
+                layers: count,
+            })
+        })
+        .collect()
+}
+
+fn damaged(paths: &StorePaths, record: &ImageRecord, problem: &str) -> Error {
+    Error::Damaged {
+        store: paths.store(),
+        problem: format!("image {} {problem}", record.id),
+    }
+}
+
+/// The published image that `text` means: its ID or manifest digest, one of its names in any form that
+/// is a tag, or the unique beginning of its ID.
+pub fn find_published(repository: &Repository, text: &str) -> Result<PublishedImage> {
+    let mut images = published(repository)?;
+    let hex = text.strip_prefix("sha256:").unwrap_or(text);
+    let name = podman_name(text);
+    let index = images
+        .iter()
+        .position(|image| {
+            image.id.as_str() == hex
+                || image.manifest.as_str() == text
+                || image.names.iter().any(|n| Some(n) == name.as_ref())
+        })
+        .or_else(|| {
+            let mut fitting = images
+                .iter()
+                .enumerate()
+                .filter(|(_, image)| hex.len() >= 3 && image.id.as_str().starts_with(hex));
+            match (fitting.next(), fitting.next()) {
+                (Some((index, _)), None) => Some(index),
+                _ => None,
+            }
+        });
+    match index {
+        Some(index) => Ok(images.swap_remove(index)),
+        None => Err(Error::NotPublished {
+            image: text.to_owned(),
+        }),
+    }
+}
+
+/// Gives every published image the names of its tags as they are now. To be called after tags changed;
+/// does nothing if there is no store. Returns the images whose names changed.
+pub fn refresh_names(repository: &Repository) -> Result<Vec<ImageId>> {
+    let paths = StorePaths::of(repository);
+    if matches!(
+        OwnStore::open(&paths.store()),
+        Err(containers_storage::Error::NoStore { .. })
+    ) {
+        return Ok(Vec::new());
+    }
+    let mut store = Store::open(repository)?;
+    let wanted = wanted_names(repository)?;
+    if store
+        .own
+        .root()
+        .image_records()?
+        .iter()
+        .all(|record| names_in(&wanted, record) == record.names)
+    {
+        return Ok(Vec::new());
+    }
+    let mut images = store.own.images()?;
+    let changed = set_names(&mut images, &wanted);
+    images.commit()?;
+    Ok(changed)
+}
+
+/// The names of each image by its ID. Images are told apart by their configs: two manifests with one
+/// config are one image for podman.
+pub(crate) type WantedNames = BTreeMap<ImageId, BTreeSet<String>>;
+
+/// The names that the repository's tags give. A name that two tags with different images would get (`app`
+/// and `localhost/app:latest`) goes to the tag that is the name itself.
+pub(crate) fn wanted_names(repository: &Repository) -> Result<WantedNames> {
+    let mut owners: BTreeMap<String, (Tag, oci::ManifestDigest)> = BTreeMap::new();
+    for (tag, manifest) in oci::tags(repository)? {
+        let Some(name) = podman_name(tag.as_str()) else {
+            continue;
+        };
+        let is_exact = tag.as_str() == name;
+        if is_exact || !owners.contains_key(&name) {
+            owners.insert(name, (tag, manifest));
+        }
+    }
+    let mut configs: BTreeMap<oci::ManifestDigest, Option<ImageId>> = BTreeMap::new();
+    let mut wanted = WantedNames::new();
+    for (name, (_, manifest)) in owners {
+        let id =
+            configs
+                .entry(manifest)
+                .or_insert_with(|| match oci::image(repository, manifest) {
+                    Ok(image) => Some(image_id(&image)),
+                    Err(error) => {
+                        tracing::warn!(%manifest, "image is left out of podman's names: {error}");
+                        None
+                    }
+                });
+        if let Some(id) = id {
+            wanted.entry(id.clone()).or_default().insert(name);
+        }
+    }
+    Ok(wanted)
+}
+
+/// The ID that podman has for an image.
+pub(crate) fn image_id(image: &oci::Image) -> ImageId {
+    ConfigDigest::from_bytes(*image.config().digest().as_bytes())
+        .to_hex()
+        .parse()
+        .expect("hex digits are a valid ID")
+}
+
+pub(crate) fn names_in(wanted: &WantedNames, record: &ImageRecord) -> Vec<String> {
+    wanted
+        .get(&record.id)
+        .map(|names| names.iter().cloned().collect())
+        .unwrap_or_default()
+}
+
+/// Gives every image its names; returns those that had others.
+pub(crate) fn set_names(
+    images: &mut containers_storage::own_store::ImagesTxn<'_>,
+    wanted: &WantedNames,
+) -> Vec<ImageId> {
+    let ids: Vec<ImageId> = images
+        .records()
+        .iter()
+        .map(|record| record.id.clone())
+        .collect();
+    let mut changed = Vec::new();
+    for id in ids {
+        if let Some(record) = images.get_mut(&id) {
+            let names = names_in(wanted, record);
+            if names != record.names {
+                record.names = names;
+                changed.push(id);
+            }
+        }
+    }
+    changed
+}

@@ -1,0 +1,201 @@
+//! The mounts: the view for podman, and the layers in the layout [`Layout::Mounted`].
+//!
+//! A layer's mount has the source `composefs:<digest of its EROFS image>`, by which it is recognised when
+//! it is there already. Every layer is mounted, not only those that images end with: an image can be
+//! built on any of them, and containers of that image mount it.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::{fd::AsFd, unix::fs::DirBuilderExt},
+    path::Path,
+};
+
+use containers_storage::LayerId;
+use repository::{Repository, VerityDigest};
+use rustix::fs::{Mode, OFlags, open};
+use serde::Serialize;
+
+use crate::{
+    Layout,
+    error::{Error, Result},
+    mount::{Busy, Composefs, MountTable, Stacking, Verity, unmount},
+    paths::StorePaths,
+    store::{Store, image_of},
+    view::{ViewState, ensure_view, unmount_view},
+};
+
+/// What [`serve_mounts`] did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServeReport {
+    /// The path for podman's `additionalimagestores`.
+    pub view: std::path::PathBuf,
+    /// Whether the view had to be mounted.
+    pub view_state: ViewState,
+    /// Layers that were mounted now.
+    pub mounted: Vec<LayerId>,
+    /// Layers that were mounted before.
+    pub already_mounted: Vec<LayerId>,
+}
+
+/// Mounts the view and every published layer whose layout wants it, as far as they are not mounted yet.
+/// Needs `CAP_SYS_ADMIN`; what it mounts is seen in the mount namespace of the caller.
+pub fn serve_mounts(repository: &Repository) -> Result<ServeReport> {
+    let store = Store::open(repository)?;
+    store.check_place()?;
+    let mut report = ServeReport {
+        view: store.paths.view(),
+        view_state: ensure_view(&store.paths)?,
+        mounted: Vec::new(),
+        already_mounted: Vec::new(),
+    };
+    let mounts = LayerMounts::new(repository, &store.paths)?;
+    let records = store.own.root().layer_records()?;
+    for layer in records.into_iter().map(|record| record.id) {
+        if Layout::of(&store.paths, &layer)? != Layout::Mounted {
+            continue;
+        }
+        let image = image_of(repository, &layer)?.ok_or_else(|| Error::Damaged {
+            store: store.paths.store(),
+            problem: format!(
+                "the repository has no image for the published layer {layer}; publish its image again"
+            ),
+        })?;
+        match mounts.ensure(&layer, &image)? {
+            Mounted::Now => report.mounted.push(layer),
+            Mounted::Before => report.already_mounted.push(layer),
+        }
+    }
+    Ok(report)
+}
+
+/// Takes all mounts of the repository's store away, in any order of start and stop. Running containers
+/// keep what they use; new ones fail until [`serve_mounts`] has run again.
+pub fn unmount_all(repository: &Repository) -> Result<()> {
+    let store = Store::open(repository)?;
+    let run = store.paths.run();
+    let table = MountTable::read()?;
+    for mount in table.below(&run) {
+        unmount(&mount.target, Busy::Detach)?;
+    }
+    match fs::remove_dir_all(&run) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::io("remove", run)(error));
+        }
+        _ => {}
+    }
+    unmount_view(&store.paths)
+}
+
+/// Mounts an image of the repository read-only on an existing directory, over its objects; with
+/// `verity=require` where the repository is secure. Needs `CAP_SYS_ADMIN`.
+pub fn mount_image(
+    repository: &Repository,
+    image: &VerityDigest,
+    stacking: Stacking,
+    target: &Path,
+) -> Result<()> {
+    let file = repository.open_object(image)?;
+    let objects_path = repository.path().join("objects");
+    let objects = open(
+        &objects_path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(Error::io("open", &objects_path))?;
+    let verity = if repository.is_secure() {
+        Verity::Require
+    } else {
+        Verity::Off
+    };
+    Composefs::new(file.as_fd(), format!("composefs:{image}"))
+        .data(objects.as_fd())
+        .verity(verity)
+        .stacking(stacking)
+        .mount()?
+        .attach(target)?;
+    Ok(())
+}
+
+/// Whether a layer had to be mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mounted {
+    Now,
+    Before,
+}
+
+/// The mounts of layers, with the mount table read once.
+pub(crate) struct LayerMounts<'a> {
+    repository: &'a Repository,
+    paths: &'a StorePaths,
+    table: MountTable,
+}
+
+impl<'a> LayerMounts<'a> {
+    pub(crate) fn new(repository: &'a Repository, paths: &'a StorePaths) -> Result<Self> {
+        Ok(Self {
+            repository,
+            paths,
+            table: MountTable::read()?,
+        })
+    }
+
+    /// Mounts a layer's EROFS image where its `diff` leads, unless it is there.
+    pub(crate) fn ensure(&self, layer: &LayerId, image: &VerityDigest) -> Result<Mounted> {
+        let target = self.paths.layer_mount(layer);
+        let source = format!("composefs:{image}");
+        if let Some(mount) = self.table.top_at(&target) {
+            return if mount.filesystem == "overlay" && mount.source == source.as_bytes() {
+                Ok(Mounted::Before)
+            } else {
+                Err(Error::ForeignMount {
+                    path: target,
+                    found: format!(
+                        "{} {}",
+                        mount.filesystem,
+                        String::from_utf8_lossy(&mount.source)
+                    ),
+                })
+            };
+        }
+        self.make_target(&target)?;
+        mount_image(self.repository, image, Stacking::BelowOverlay, &target)?;
+        Ok(Mounted::Now)
+    }
+
+    /// Nobody but root may reach the trees: they hold set-user-ID programs of every age.
+    fn make_target(&self, target: &Path) -> Result<()> {
+        let run = self.paths.run();
+        if let Some(parent) = run.parent() {
+            make_run_directory(parent, 0o755)?;
+        }
+        make_run_directory(&run, 0o700)?;
+        if let Some(layers) = target.parent() {
+            make_run_directory(layers, 0o700)?;
+        }
+        make_run_directory(target, 0o700)
+    }
+
+    /// Takes a layer's mount and its directory away, if they are there.
+    pub(crate) fn remove(&self, layer: &LayerId) -> Result<()> {
+        let target = self.paths.layer_mount(layer);
+        if self.table.top_at(&target).is_some() {
+            unmount(&target, Busy::Detach)?;
+        }
+        match fs::remove_dir(&target) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("remove", target)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn make_run_directory(path: &Path, mode: u32) -> Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Error::io("create directory", path)(error))
+        }
+        _ => Ok(()),
+    }
+}

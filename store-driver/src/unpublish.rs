@@ -1,0 +1,164 @@
+//! Taking an image away from podman, and the layers that nobody needs any more.
+//!
+//! In the order of "additional image stores", deleting: the image's record goes first, so that no new
+//! container can be made of it; then, under the write lock of the layers, which keeps containers and
+//! child layers from being created, podman's stores are searched for users and what is free is moved
+//! away. Once more without the lock, and only then are files, mounts and refs removed. What is in use
+//! stays, and goes with a later call.
+
+use std::collections::HashSet;
+
+use containers_storage::{ImageId, LayerId, LayerRecord, LinkId, StorageConf};
+use repository::{Category, RefPath, Repository, failpoint};
+use serde::Serialize;
+
+use crate::{
+    error::{Error, Result},
+    in_use::User,
+    serve::LayerMounts,
+    store::{PUBLISHED, Store, layer_ref, with_ancestors},
+};
+
+/// A layer that stays although no published image has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeptLayer {
+    /// The layer.
+    pub layer: LayerId,
+    /// Who uses it; empty if only a layer above it is used.
+    pub users: Vec<User>,
+}
+
+/// What [`unpublish`] did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UnpublishReport {
+    /// The image, which podman does not list any more.
+    pub image: ImageId,
+    /// Layers that are gone.
+    pub removed: Vec<LayerId>,
+    /// Layers that no published image has and that are in use. A later call removes them.
+    pub kept: Vec<KeptLayer>,
+}
+
+/// Stops showing an image to podman. `conf` is podman's configuration, whose stores are searched for
+/// users beside those seen before.
+pub fn unpublish(
+    repository: &Repository,
+    image: &ImageId,
+    conf: &StorageConf,
+) -> Result<UnpublishReport> {
+    let mut store = Store::open(repository)?;
+    store.consumers.note(conf)?;
+    let mut images = store.own.images()?;
+    if images.remove(image).is_none() {
+        return Err(Error::NotPublished {
+            image: image.to_string(),
+        });
+    }
+    images.commit()?;
+    failpoint("unpublish-image-removed");
+    let (removed, kept) = sweep(repository, &mut store)?;
+    Ok(UnpublishReport {
+        image: image.clone(),
+        removed,
+        kept,
+    })
+}
+
+/// Removes the layers that no published image has and nobody uses: what an earlier [`unpublish`] had to
+/// keep, and what a crash while publishing left behind. Returns them, and those that had to stay.
+pub fn remove_unused_layers(
+    repository: &Repository,
+    conf: &StorageConf,
+) -> Result<(Vec<LayerId>, Vec<KeptLayer>)> {
+    let mut store = Store::open(repository)?;
+    store.consumers.note(conf)?;
+    sweep(repository, &mut store)
+}
+
+fn sweep(repository: &Repository, store: &mut Store) -> Result<(Vec<LayerId>, Vec<KeptLayer>)> {
+    let tops: HashSet<LayerId> = store
+        .own
+        .root()
+        .image_records()?
+        .into_iter()
+        .filter_map(|record| record.layer)
+        .collect();
+    let records = store.own.root().layer_records()?;
+    let needed = with_ancestors(&records, |id| tops.contains(id));
+    let candidates: Vec<LayerRecord> = records
+        .into_iter()
+        .filter(|record| !needed.contains(&record.id))
+        .collect();
+    if candidates.is_empty() {
+        remove_refs(repository, store)?;
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let asked: Vec<(LayerId, Option<LinkId>)> = candidates
+        .iter()
+        .map(|record| Ok((record.id.clone(), store.link_of(&record.id)?)))
+        .collect::<Result<_>>()?;
+
+    let mut transaction = store.own.layers()?;
+    let users = store.consumers.users_of(&asked);
+    let used = with_ancestors(&candidates, |id| !users.of(id).is_empty());
+    let free: Vec<LayerId> = candidates
+        .iter()
+        .map(|record| record.id.clone())
+        .filter(|id| !used.contains(id))
+        .collect();
+    for layer in &free {
+        transaction.remove(layer);
+    }
+    if free.is_empty() {
+        drop(transaction);
+    } else {
+        transaction.commit()?;
+    }
+    failpoint("unpublish-layers-removed");
+
+    // Looks for users a second time before anything is lost.
+    store.settle_removed()?;
+    let present: HashSet<LayerId> = store
+        .own
+        .root()
+        .layer_records()?
+        .into_iter()
+        .map(|record| record.id)
+        .collect();
+    let removed: Vec<LayerId> = free
+        .into_iter()
+        .filter(|layer| !present.contains(layer))
+        .collect();
+    let mounts = LayerMounts::new(repository, &store.paths)?;
+    for layer in &removed {
+        mounts.remove(layer)?;
+    }
+    failpoint("unpublish-unmounted");
+    remove_refs(repository, store)?;
+    let kept = candidates
+        .into_iter()
+        .filter(|record| present.contains(&record.id))
+        .map(|record| KeptLayer {
+            users: users.of(&record.id).to_vec(),
+            layer: record.id,
+        })
+        .collect();
+    Ok((removed, kept))
+}
+
+/// Removes the refs of layers that are neither in the store nor waiting to be restored to it.
+fn remove_refs(repository: &Repository, store: &Store) -> Result<()> {
+    let mut keep: HashSet<RefPath> = HashSet::new();
+    for record in store.own.root().layer_records()? {
+        keep.insert(layer_ref(&record.id)?);
+    }
+    for layer in store.own.removed()? {
+        keep.insert(layer_ref(&layer.id)?);
+    }
+    for entry in repository.refs(Category::Images)?.entries {
+        if entry.path.as_path().starts_with(PUBLISHED) && !keep.contains(&entry.path) {
+            repository.remove_ref(Category::Images, &entry.path)?;
+        }
+    }
+    Ok(())
+}
