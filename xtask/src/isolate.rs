@@ -32,6 +32,8 @@ pub(crate) fn run(scratch: Scratch, command: &[OsString]) -> Result<ExitCode> {
         .args(command)
         .env(peers::SCRATCH, scratch.path())
         .env(peers::CACHE, peers::cache_dir())
+        // Errors say what failed; where in the harness does not matter.
+        .env("RUST_LIB_BACKTRACE", "0")
         .spawn()
         .context("start unshare")?;
     let unshare = Pid::from_child(&child);

@@ -4,6 +4,7 @@
 //! (see [`isolate`]); what is installed comes from the distribution's packages (see [`setup`]).
 #![forbid(unsafe_code)]
 
+mod demo;
 mod isolate;
 mod scratch;
 mod setup;
@@ -25,6 +26,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Play the main job on a real image, with the installed podman.
+    Demo {
+        /// An image to pull; without it, a Debian is made.
+        image: Option<String>,
+    },
     /// Install the packages, root directories and peers that the tests need.
     Setup,
     /// Run formatting, lints, unit tests and the end-to-end tests.
@@ -33,6 +39,9 @@ enum Command {
         #[arg(long)]
         filter: Option<String>,
     },
+    /// The demo, in its namespaces.
+    #[command(name = demo::STAGE, hide = true)]
+    DemoStage { image: Option<String> },
     /// First process of the namespaces: prepare them, run the command, reap.
     #[command(name = isolate::FIRST_PROCESS, hide = true)]
     FirstProcess {
@@ -43,6 +52,8 @@ enum Command {
 
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
+        Command::Demo { image } => demo::run(image.as_deref()),
+        Command::DemoStage { image } => demo::stage(image.as_deref()),
         Command::Setup => setup::for_tests().map(|()| ExitCode::SUCCESS),
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::FirstProcess { command } => isolate::first_process(&command),
