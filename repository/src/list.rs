@@ -48,6 +48,9 @@ pub enum Oddity {
     /// Its name isn't one that belongs here.
     #[error("its name does not belong here")]
     Name,
+    /// It is a link to this object, and its name isn't one that belongs here.
+    #[error("its name does not belong here; it points at object {0}")]
+    LinkName(VerityDigest),
     /// It should be a symlink.
     #[error("it is not a symlink")]
     NotALink,
@@ -327,7 +330,7 @@ impl Repository {
                     };
                     match entry_of(&entry.name, object) {
                         Some(entry) => listing.entries.push(entry),
-                        None => listing.foreign(path, Oddity::Name),
+                        None => listing.foreign(path, Oddity::LinkName(object)),
                     }
                 }
                 _ => listing.foreign(path, Oddity::NotALink),

@@ -1,0 +1,100 @@
+//! fsck: looks at everything in a repository, and says what is wrong. Writes nothing.
+//!
+//! Checks that names are well formed and in their place, that links and refs lead somewhere, that
+//! streams decode to their end, that images are sound, that everything that streams and images name
+//! exists, and that every object's content has the digest that is its name. All content is read.
+
+mod contents;
+mod objects;
+mod report;
+
+use repository::list::{Foreign, Oddity};
+use repository::{Category, Repository, Result};
+
+use crate::progress::{Phase, Progress};
+pub use report::{Counts, Defect, Finding, Report};
+
+/// How to look.
+#[derive(Debug, Clone, Copy)]
+pub struct FsckOptions {
+    /// How many threads hash and decode; at least one does.
+    pub jobs: usize,
+}
+
+impl Default for FsckOptions {
+    /// As many threads as the machine runs at once.
+    fn default() -> Self {
+        Self {
+            jobs: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+/// Checks a whole repository. An error means that it couldn't be looked at; what is wrong with it is in
+/// the report.
+pub fn fsck(
+    repository: &Repository,
+    options: FsckOptions,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let mut report = Report::default();
+    for foreign in repository.foreign_in_objects()? {
+        // Other names there are leftovers that every reader tolerates.
+        if foreign.oddity == Oddity::NotADirectory {
+            report.add_foreign(foreign);
+        }
+    }
+
+    progress.begin(Phase::CheckingObjects, Some(256));
+    let present = objects::check(repository, options.jobs, progress, &mut report)?;
+
+    let streams = repository.streams()?;
+    let images = repository.images()?;
+    add_all(&mut report, streams.foreign);
+    add_all(&mut report, images.foreign);
+    report.counts.streams = streams.entries.len() as u64;
+    report.counts.images = images.entries.len() as u64;
+    let names = streams.entries.len() + images.entries.len();
+    progress.begin(Phase::CheckingNames, Some(names as u64));
+    let checker = contents::Checker::new(repository, &present);
+    checker.check(
+        &streams.entries,
+        &images.entries,
+        options.jobs,
+        progress,
+        &mut report,
+    );
+
+    for category in [Category::Streams, Category::Images] {
+        let refs = repository.refs(category)?;
+        add_all(&mut report, refs.foreign);
+        report.counts.refs += refs.entries.len() as u64;
+        for reference in refs.entries {
+            let exists = match category {
+                Category::Streams => streams
+                    .entries
+                    .iter()
+                    .any(|link| link.name.as_str() == reference.target),
+                Category::Images => images
+                    .entries
+                    .iter()
+                    .any(|link| link.name.to_hex() == reference.target),
+            };
+            if !exists {
+                let path = std::path::Path::new(category.directory())
+                    .join("refs")
+                    .join(reference.path.as_path());
+                let target = reference.target;
+                report.add(path, Defect::DanglingRef { target });
+            }
+        }
+    }
+    report.finish();
+    Ok(report)
+}
+
+fn add_all(report: &mut Report, foreign: Vec<Foreign>) {
+    for foreign in foreign {
+        report.add_foreign(foreign);
+    }
+}
