@@ -71,6 +71,8 @@ pub struct Entry {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// The rest.
     pub item: Item,
+    /// The type flag, as recorded.
+    pub type_flag: u8,
 }
 
 impl Entry {
@@ -202,6 +204,7 @@ impl<C: Chunks> EntryReader<C> {
             },
             xattrs: member.xattrs,
             item,
+            type_flag: member.type_flag,
         })
     }
 

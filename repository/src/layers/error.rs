@@ -192,7 +192,4 @@ pub enum MergeError {
     /// `/run` is not a directory.
     #[error("no image can be made of a tree whose /run is not a directory")]
     RunNotADirectory,
-    /// A whiteout with several names is left in the tree.
-    #[error("no image can be made of a tree with a character device 0:0 that has several names")]
-    LinkedWhiteout,
 }

@@ -95,7 +95,7 @@ impl<'a> Header<'a> {
     /// Extension headers exist in ustar and GNU archives only; in a v7 archive their flags are
     /// member types nobody knows.
     pub(super) fn role(&self) -> Role {
-        let flag = self.block[156];
+        let flag = self.type_flag();
         match (flag, self.dialect) {
             (b'g', _) => Role::GlobalPax,
             (b'L', Dialect::Ustar | Dialect::Gnu) => Role::LongName,
@@ -104,6 +104,10 @@ impl<'a> Header<'a> {
             (b'S', Dialect::Ustar | Dialect::Gnu) => Role::Sparse,
             _ => Role::Member(MemberKind::from_flag(flag)),
         }
+    }
+
+    pub(super) fn type_flag(&self) -> u8 {
+        self.block[156]
     }
 
     /// The name field, with the ustar prefix in front.

@@ -17,6 +17,7 @@
 //!   change of owner costs the file its capabilities. Targets in lower layers do not exist.
 //! * Whiteouts leave what the same layer put there alone. One that follows the file of its name is
 //!   an error; one that precedes it has no effect. The root is never opaque.
+//! * A regular file of type flag NUL whose path ends in a slash is a directory.
 //! * `security.selinux` is never applied, nor is a name in a namespace that Linux does not have,
 //!   nor `user.*` on what cannot have it; `trusted.overlay.*` is overlayfs' own and invisible.
 //!
@@ -101,9 +102,16 @@ impl LayerTree {
         if entry.path.len() > PATH_LIMIT {
             return Err(EntryProblem::LongPath(entry.path.len()));
         }
+        // Old tars have no other way to write a directory.
+        let is_old_directory = entry.type_flag == 0 && entry.path.ends_with(b"/");
+        let item = if is_old_directory {
+            &Item::Directory
+        } else {
+            &entry.item
+        };
         let Cleaned { names, is_dot } = path::clean(&entry.path);
         let Some((&name, parents)) = names.split_last() else {
-            return match entry.item {
+            return match item {
                 _ if is_dot => Ok(()),
                 Item::Directory => {
                     self.set_metadata(self.tree.root(), entry);
@@ -117,7 +125,7 @@ impl LayerTree {
         }
         let directory = self.directory(parents);
 
-        let is_directory = entry.item == Item::Directory;
+        let is_directory = *item == Item::Directory;
         let existing = directory
             .as_ref()
             .ok()
@@ -132,16 +140,16 @@ impl LayerTree {
         }
 
         let directory = directory?;
-        let id = match &entry.item {
+        let id = match item {
             Item::Directory => match self.tree.lookup(directory, name) {
                 Some(existing) => {
                     self.implicit.remove(&existing);
                     existing
                 }
-                None => self.add(directory, name, entry)?,
+                None => self.add(directory, name, item)?,
             },
             Item::HardLink(target) => return self.link(directory, name, target, entry),
-            _ => self.add(directory, name, entry)?,
+            _ => self.add(directory, name, item)?,
         };
         self.set_metadata(id, entry);
         Ok(())
@@ -151,9 +159,9 @@ impl LayerTree {
         &mut self,
         directory: InodeId,
         name: &[u8],
-        entry: &Entry,
+        item: &Item,
     ) -> Result<InodeId, EntryProblem> {
-        let id = self.tree.add(entry.metadata, kind_of(&entry.item)?);
+        let id = self.tree.add(Metadata::default(), kind_of(item)?);
         self.tree
             .link(directory, name, id)
             .map_err(EntryProblem::Tree)?;

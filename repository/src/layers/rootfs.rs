@@ -4,7 +4,7 @@
 //! made, symlinks never followed, an opaque marker also removes what its own layer put there
 //! before. Follows the composefs repository format, "applying entries" and "plain image".
 
-use composefs_image::{InodeId, Kind, Tree};
+use composefs_image::{InodeId, Tree};
 
 use super::{
     entry::{Entry, Item},
@@ -122,13 +122,5 @@ pub(super) fn finish(tree: &mut Tree) -> Result<(), MergeError> {
         tree.metadata_mut(run).mtime = metadata.mtime;
     }
     tree.retain_all_xattrs(|name, _| name == b"security.capability");
-
-    // The formats cannot tell such a device from its other names.
-    let linked = tree
-        .walk()
-        .any(|visit| tree.kind(visit.id) == Kind::CharDevice(0) && tree.name_count(visit.id) > 1);
-    if linked {
-        return Err(MergeError::LinkedWhiteout);
-    }
     Ok(())
 }

@@ -33,6 +33,8 @@ pub struct Member {
     pub path: Vec<u8>,
     /// The type.
     pub kind: MemberKind,
+    /// The type flag that it comes from.
+    pub type_flag: u8,
     /// Target of a hard or symbolic link, as recorded; empty when there is none.
     pub link_target: Vec<u8>,
     /// Permission bits, set-ID bits and sticky bit.
@@ -399,6 +401,7 @@ fn build_member(
             None => header.path(),
         },
         kind,
+        type_flag: header.type_flag(),
         link_target: match pending.long_link {
             Some(target) => without_nul(target),
             None => header.link_target().to_vec(),

@@ -76,6 +76,19 @@ fn parents_that_were_made_take_the_metadata_of_a_later_entry() {
 }
 
 #[test]
+fn an_old_file_whose_path_ends_in_a_slash_is_a_directory() {
+    let old = |path, flag| New { flag, ..file(path) };
+    assert_eq!(
+        tree(&[&[old("a/", 0), old("b", 0), old("c/", b'0')]]),
+        [
+            "a d 644 0:0 100",
+            "b f 644 0:0 100 1 \"\"",
+            "c f 644 0:0 100 1 \"\"",
+        ]
+    );
+}
+
+#[test]
 fn times_before_1970_and_modes_of_symlinks_are_not_kept() {
     assert_eq!(
         tree(&[&[
