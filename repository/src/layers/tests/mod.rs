@@ -3,6 +3,7 @@
 mod podman;
 mod read;
 mod rootfs;
+mod stored;
 
 use composefs_image::{Algorithm, Content, Kind, Tree, VerityDigest, verity_digest};
 
