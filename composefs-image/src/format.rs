@@ -15,6 +15,9 @@ pub enum Format {
 }
 
 impl Format {
+    /// All formats, oldest first.
+    pub const ALL: [Self; 3] = [Self::V0, Self::V1, Self::V2];
+
     /// The number in `meta.json` and on command lines.
     pub const fn number(self) -> u8 {
         match self {

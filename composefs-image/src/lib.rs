@@ -5,9 +5,13 @@ pub mod dumpfile;
 pub mod erofs;
 pub mod format;
 pub mod fsverity;
+#[cfg(any(test, feature = "generator"))]
+pub mod generator;
 pub mod tree;
 
-pub use erofs::{Dialect, WriteError, WriteOptions, write_image};
+pub use erofs::{
+    Dialect, ReadError, WriteError, WriteOptions, image_objects, read_image, write_image,
+};
 pub use format::Format;
 pub use fsverity::{
     Algorithm, DigestError, UnknownAlgorithm, VerityDigest, VerityHasher, leaf_hashes,

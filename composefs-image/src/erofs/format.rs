@@ -23,6 +23,9 @@ pub(super) const SUPERBLOCK_MAGIC: u32 = 0xe0f5_e1e2;
 /// Compatible features: build time per inode, xattr name filter.
 pub(super) const FEATURE_MTIME: u32 = 2;
 pub(super) const FEATURE_XATTR_FILTER: u32 = 4;
+/// What a reader knows: the two and a checksum; files in chunks.
+pub(super) const KNOWN_COMPAT: u32 = 7;
+pub(super) const KNOWN_INCOMPAT: u32 = 4;
 
 /// Inodes begin right behind the superblock.
 pub(super) const FIRST_INODE: u64 = SUPERBLOCK + SUPERBLOCK_SIZE;

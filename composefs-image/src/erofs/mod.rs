@@ -8,7 +8,9 @@
 //! V0 and V1 are the format of the C tools, V2 is the first format of composefs-rs.
 
 mod format;
+mod reader;
 mod writer;
 
 pub use crate::format::Format;
-pub use writer::{Dialect, WriteError, WriteOptions, write_image};
+pub use reader::{ImageObjects, InodeError, ReadError, image_objects, read_image};
+pub use writer::{Dialect, Misfit, WriteError, WriteOptions, write_image};

@@ -4,7 +4,7 @@
 use super::InodeId;
 
 /// The bytes of all names of a tree, back to back. Names that were removed stay until the tree goes.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Names(Vec<u8>);
 
 /// One name: 12 bytes.
@@ -50,7 +50,7 @@ impl Names {
 /// A chunk that is full is cut in two.
 const CHUNK: usize = 512;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Entries {
     /// None is empty.
     chunks: Vec<Vec<Entry>>,

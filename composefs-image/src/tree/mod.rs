@@ -168,6 +168,7 @@ enum Node {
     Socket,
 }
 
+#[derive(Clone)]
 struct Inode {
     metadata: Metadata,
     xattrs: SetId,
@@ -176,6 +177,7 @@ struct Inode {
 }
 
 /// A file tree. See the [module](self).
+#[derive(Clone)]
 pub struct Tree {
     inodes: Vec<Inode>,
     directories: Vec<Entries>,

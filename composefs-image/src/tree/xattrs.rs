@@ -33,7 +33,7 @@ impl PairId {
     }
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 struct Pair {
     name: u32,
     value: Box<[u8]>,
@@ -64,6 +64,7 @@ impl Equivalent<Pair> for BorrowedPair<'_> {
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct XattrTable {
     names: IndexSet<Box<[u8]>>,
     pairs: IndexSet<Pair>,
