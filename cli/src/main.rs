@@ -1,4 +1,94 @@
-//! The `composefs-store` command.
+//! The `composefs-store` command: words, tables and progress around the libraries. No logic.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod commands;
+mod output;
+mod progress;
+mod repo;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Cli, Command};
+use crate::commands::Context;
+use crate::output::Style;
+
+/// What a command found, which decides the exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// All is well: 0.
+    Done,
+    /// The command did its work and found something wrong: 1.
+    Findings,
+}
+
+fn main() -> ExitCode {
+    if let Some(status) = tools::by_name(std::env::args_os()) {
+        return status;
+    }
+    let cli = Cli::parse();
+    log_to_stderr(cli.global.verbose);
+    let style = if cli.global.json {
+        Style::Json
+    } else {
+        Style::Text
+    };
+    let context = Context {
+        repo: repo::choose(cli.global.repo),
+        style,
+    };
+    match run(&context, cli.command) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Findings) => ExitCode::FAILURE,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("composefs-store: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(context: &Context, command: Command) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Init(args) => commands::init::init(context, &args),
+        Command::Import(args) => commands::import::import(context, &args),
+        Command::Images => commands::images::images(context),
+        Command::Tag(args) => commands::images::tag(context, &args),
+        Command::Untag(args) => commands::images::untag(context, &args),
+        Command::Publish(args) => commands::publish::publish(context, &args),
+        Command::Unpublish(args) => commands::publish::unpublish(context, &args),
+        Command::PodmanStorePath => commands::publish::podman_store_path(context),
+        Command::ServeMounts(args) => commands::mount::serve_mounts(context, &args),
+        Command::Mount(args) => commands::mount::mount(context, &args),
+        Command::Umount(args) => commands::mount::umount(context, &args),
+        Command::Gc(args) => commands::gc::gc(context, &args),
+        Command::Fsck(args) => commands::fsck::fsck(context, &args),
+    }
+}
+
+/// Warnings by default, more with `-v`; `RUST_LOG` overrides both.
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+}
+
+/// The reader of our output went away, as `head` does.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,218 @@
+//! The words of the command line: what can be typed, its help and its examples. No logic.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// One verified store for a host's operating system and its containers.
+///
+/// Imports images from podman's storage into a composefs repository without copying file contents,
+/// and shows them to an unmodified podman as read-only images.
+#[derive(Debug, Parser)]
+#[command(name = "composefs-store", version, after_help = EXAMPLES, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  composefs-store init                                 create the repository
+  composefs-store import localhost/app:1               reflink an image of podman's into it
+  composefs-store publish localhost/app:1              show it to podman, read-only
+  composefs-store podman-store-path                    the path for additionalimagestores
+  composefs-store untag localhost/app:1 && composefs-store gc
+
+Exit status: 0 done, 1 failed or (fsck) findings, 2 wrong usage.";
+
+/// Options that every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The repository [default: /sysroot/composefs where it exists, else /var/lib/composefs-store]
+    #[arg(long, global = true, env = "COMPOSEFS_STORE_REPO", value_name = "DIR")]
+    pub(crate) repo: Option<PathBuf>,
+    /// Print one JSON document instead of text (shapes: docs/json.md)
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Say more on standard error; twice for debugging
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a repository
+    ///
+    /// Again with the same settings it does nothing; with others it fails and names both.
+    Init(Init),
+    /// Import images from podman's storage, reflinking their files
+    #[command(after_help = "\
+Examples:
+  composefs-store import localhost/app:1 docker.io/library/debian:12
+  composefs-store import --no-copy --tag base 3f1c0e9a
+  composefs-store import --storage-root /srv/containers/storage --publish localhost/app:1")]
+    Import(Import),
+    /// List the images in the repository
+    Images,
+    /// Give an image another name
+    Tag(Tag),
+    /// Take a name from an image; what no other name keeps goes with the next gc
+    Untag(Untag),
+    /// Show an image to podman as a read-only image
+    #[command(after_help = "\
+Examples:
+  composefs-store publish localhost/app:1
+  composefs-store publish --layout mounted localhost/app:1
+
+Podman finds it once storage.conf names the store (composefs-store podman-store-path):
+  [storage.options]
+  additionalimagestores = [ \"/var/lib/composefs-store/composefs-store/podman\" ]")]
+    Publish(Publish),
+    /// Stop showing an image to podman
+    Unpublish(Unpublish),
+    /// Print the directory for `additionalimagestores` in storage.conf
+    PodmanStorePath,
+    /// Mount the read-only view for podman and every image published in the mounted layout
+    ///
+    /// What the systemd unit runs at boot, before any podman. Doing it again changes nothing.
+    ServeMounts(ServeMounts),
+    /// Mount an image read-only on a directory
+    Mount(Mount),
+    /// Unmount an image
+    Umount(Umount),
+    /// Remove what no tag and no published image needs
+    Gc(Gc),
+    /// Check the repository: names, streams, and the digest of every object
+    Fsck(Fsck),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AlgorithmArg {
+    Sha512,
+    Sha256,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// The fs-verity hash of every object
+    #[arg(long, value_enum, default_value = "sha512")]
+    pub(crate) algorithm: AlgorithmArg,
+    /// Go without fs-verity where the filesystem has none
+    ///
+    /// Digests are still recorded, and fsck checks them; the kernel does not.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// A name, ID, unique ID prefix or digest in podman's storage
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+    /// Name of the image in the repository [default: its name in podman's storage]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tag: Vec<String>,
+    /// podman's storage [default: graphroot of storage.conf]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) storage_root: Option<PathBuf>,
+    /// Fail instead of copying a file that cannot be reflinked
+    #[arg(long)]
+    pub(crate) no_copy: bool,
+    /// Publish the images afterwards
+    #[arg(long)]
+    pub(crate) publish: bool,
+    #[command(flatten)]
+    pub(crate) layout: LayoutArgs,
+    /// How many files to read at a time [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) jobs: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tag {
+    /// The image: a tag, a manifest digest, an image ID or a unique prefix of one
+    pub(crate) image: String,
+    /// The new name
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Untag {
+    /// The names to remove
+    #[arg(required = true)]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LayoutArg {
+    /// podman mounts the image itself: rootful podman 5, user namespaces work
+    Blob,
+    /// we mount it beforehand: podman 4.3 and newer, default mount options
+    Mounted,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LayoutArgs {
+    /// How podman gets at the image
+    #[arg(long, value_enum, default_value = "blob")]
+    pub(crate) layout: LayoutArg,
+    /// The storage.conf that podman will use [default: as podman finds it]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) storage_conf: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Publish {
+    /// The images: tags, manifest digests, image IDs or unique prefixes
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+    #[command(flatten)]
+    pub(crate) layout: LayoutArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Unpublish {
+    /// The images: tags, manifest digests, image IDs or unique prefixes
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+    /// The storage.conf that podman uses [default: as podman finds it]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) storage_conf: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeMounts {
+    /// Unmount instead
+    #[arg(long)]
+    pub(crate) stop: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mount {
+    /// The image: a tag, a manifest digest, an image ID or a unique prefix
+    pub(crate) image: String,
+    /// An existing directory
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Umount {
+    /// The directory that was mounted on
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gc {
+    /// Print what would go, and why, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Fsck {
+    /// How many objects to check at a time [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) jobs: Option<u16>,
+}

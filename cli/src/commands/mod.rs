@@ -1,0 +1,21 @@
+//! One module for each group of commands.
+
+pub(crate) mod fsck;
+pub(crate) mod gc;
+pub(crate) mod images;
+pub(crate) mod import;
+pub(crate) mod init;
+pub(crate) mod mount;
+pub(crate) mod publish;
+
+use std::path::PathBuf;
+
+use crate::output::Style;
+
+/// What every command knows.
+pub(crate) struct Context {
+    /// The repository's directory, which need not exist yet.
+    pub(crate) repo: PathBuf,
+    /// How to print the result.
+    pub(crate) style: Style,
+}

@@ -1,0 +1,133 @@
+//! `publish`, `unpublish`, `podman-store-path`.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use anyhow::Context as _;
+use containers_storage::{Environment, StorageConf};
+use repository::{Repository, oci};
+use serde::Serialize;
+use store_driver::{
+    Layout, PublishOptions, PublishReport, StorePaths, UnpublishReport, find_published,
+};
+
+use super::Context;
+use crate::args::{LayoutArg, LayoutArgs, Publish, Unpublish};
+use crate::output::count;
+use crate::progress::short;
+use crate::{Outcome, repo};
+
+pub(crate) fn publish(context: &Context, args: &Publish) -> anyhow::Result<Outcome> {
+    let repository = repo::open(&context.repo)?;
+    let mut reports = Vec::new();
+    for name in &args.images {
+        let image = oci::find(&repository, name)?;
+        reports.push(
+            publish_one(&repository, &image, &args.layout)
+                .with_context(|| format!("cannot publish {name}"))?,
+        );
+    }
+    context
+        .style
+        .print(&reports, |out| reports.iter().try_for_each(|report| print(report, out)))?;
+    Ok(Outcome::Done)
+}
+
+/// Publishes an image for the podman that `args` describe.
+pub(crate) fn publish_one(
+    repository: &Repository,
+    image: &oci::Image,
+    args: &LayoutArgs,
+) -> anyhow::Result<PublishReport> {
+    let conf = podman_conf(args.storage_conf.as_deref())?;
+    let options = PublishOptions {
+        layout: match args.layout {
+            LayoutArg::Blob => Layout::Blob,
+            LayoutArg::Mounted => Layout::Mounted,
+        },
+        conf: &conf,
+    };
+    Ok(store_driver::publish(repository, image, &options)?)
+}
+
+/// The configuration of the podman that will use the store.
+fn podman_conf(file: Option<&Path>) -> anyhow::Result<StorageConf> {
+    let mut environment = Environment::current();
+    if let Some(file) = file {
+        environment
+            .variables
+            .insert("CONTAINERS_STORAGE_CONF".into(), file.into());
+    }
+    StorageConf::discover(&environment).context("cannot read podman's storage configuration")
+}
+
+/// What was published, and on standard error what the user should know.
+pub(crate) fn print(report: &PublishReport, out: &mut dyn Write) -> io::Result<()> {
+    let new = report
+        .layers
+        .iter()
+        .filter(|layer| layer.outcome == store_driver::LayerOutcome::New)
+        .count() as u64;
+    writeln!(
+        out,
+        "published {} as {} ({}, {} of {} new) in {}",
+        short(report.image.as_str()),
+        report.names.join(", "),
+        report.layout,
+        new,
+        count(report.layers.len() as u64, "layer"),
+        report.view.display()
+    )?;
+    for note in &report.notes {
+        eprintln!("composefs-store: note: {note}");
+    }
+    Ok(())
+}
+
+pub(crate) fn unpublish(context: &Context, args: &Unpublish) -> anyhow::Result<Outcome> {
+    let repository = repo::open(&context.repo)?;
+    let conf = podman_conf(args.storage_conf.as_deref())?;
+    let mut reports = Vec::new();
+    for name in &args.images {
+        let image = find_published(&repository, name)?;
+        reports.push(
+            store_driver::unpublish(&repository, &image.id, &conf)
+                .with_context(|| format!("cannot unpublish {name}"))?,
+        );
+    }
+    context.style.print(&reports, |out| {
+        reports
+            .iter()
+            .try_for_each(|report| print_unpublished(report, out))
+    })?;
+    Ok(Outcome::Done)
+}
+
+fn print_unpublished(report: &UnpublishReport, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "unpublished {}, removed {}",
+        short(report.image.as_str()),
+        count(report.removed.len() as u64, "layer")
+    )?;
+    for layer in &report.kept {
+        writeln!(out, "  kept layer {}", short(layer.layer.as_str()))?;
+        for user in &layer.users {
+            writeln!(out, "    {user}")?;
+        }
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct StorePath<'a> {
+    path: &'a Path,
+}
+
+pub(crate) fn podman_store_path(context: &Context) -> anyhow::Result<Outcome> {
+    let view = StorePaths::of(&repo::open(&context.repo)?).view();
+    context
+        .style
+        .print(&StorePath { path: &view }, |out| writeln!(out, "{}", view.display()))?;
+    Ok(Outcome::Done)
+}

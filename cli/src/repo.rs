@@ -1,0 +1,35 @@
+//! Which repository a command works on.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use repository::Repository;
+
+const BOOTC: &str = "/sysroot/composefs";
+const DEFAULT: &str = "/var/lib/composefs-store";
+
+/// `--repo` (or its variable) if given, else bootc's repository where it exists, else our own place.
+pub(crate) fn choose(given: Option<PathBuf>) -> PathBuf {
+    given.unwrap_or_else(|| {
+        let bootc = Path::new(BOOTC);
+        if bootc.is_dir() {
+            bootc.to_owned()
+        } else {
+            DEFAULT.into()
+        }
+    })
+}
+
+/// Opens the repository, and says what to do where there is none.
+pub(crate) fn open(path: &Path) -> anyhow::Result<Repository> {
+    Repository::open(path).with_context(|| {
+        if path.exists() {
+            format!("cannot open the repository {}", path.display())
+        } else {
+            format!(
+                "there is no repository at {0}; make one with: composefs-store --repo {0} init",
+                path.display()
+            )
+        }
+    })
+}
