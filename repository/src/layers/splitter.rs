@@ -21,9 +21,6 @@ pub const INLINE_LIMIT: u64 = 64;
 /// Most bytes of long names and PAX records that one member may bring along.
 pub const METADATA_LIMIT: u64 = 1 << 20;
 
-/// Most extension headers in front of one member.
-const EXTENSION_LIMIT: usize = 16;
-
 const XATTR_PREFIX: &str = "SCHILY.xattr.";
 
 /// What a tar says of one of its members, long names and PAX records applied.
@@ -103,7 +100,12 @@ struct Pending {
     long_link: Option<Vec<u8>>,
     pax: Option<Vec<u8>>,
     bytes: u64,
-    headers: usize,
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.long_name.is_none() && self.long_link.is_none() && self.pax.is_none()
+    }
 }
 
 /// The state machine. See the module's documentation.
@@ -207,7 +209,7 @@ impl TarSplitter {
     pub fn finish(&self) -> Result<(), TarError> {
         let complete = match self.state {
             State::End => true,
-            State::Header => self.filled == 0 && self.pending.headers == 0,
+            State::Header => self.filled == 0 && self.pending.is_empty(),
             _ => false,
         };
         if complete {
@@ -286,7 +288,7 @@ impl TarSplitter {
     fn header(&mut self, block: &[u8; BLOCK], consumed: usize) -> Result<Step, TarErrorKind> {
         if block.iter().all(|&byte| byte == 0) {
             if self.after_zero_block {
-                if self.pending.headers > 0 {
+                if !self.pending.is_empty() {
                     return Err(TarErrorKind::DanglingExtension);
                 }
                 self.state = State::End;
@@ -355,9 +357,8 @@ impl TarSplitter {
             return Err(TarErrorKind::DuplicateExtension);
         }
         *slot = Some(Vec::new());
-        pending.headers += 1;
         pending.bytes = pending.bytes.saturating_add(size);
-        if pending.bytes > METADATA_LIMIT || pending.headers > EXTENSION_LIMIT {
+        if pending.bytes > METADATA_LIMIT {
             return Err(TarErrorKind::MetadataLimit);
         }
         self.state = extension(role, size);

@@ -108,8 +108,7 @@ impl<'a> New<'a> {
         octal(&mut block[124..136], self.content.len() as u64);
         if self.mtime < 0 {
             block[136..140].fill(0xff);
-            block[140..148].copy_from_slice(&self.mtime.to_be_bytes()[..]);
-            block[136..148].copy_from_slice(&[&[0xff; 4][..], &self.mtime.to_be_bytes()].concat());
+            block[140..148].copy_from_slice(&self.mtime.to_be_bytes());
         } else {
             octal(&mut block[136..148], self.mtime as u64);
         }
@@ -285,10 +284,11 @@ pub(super) fn lines(tree: &Tree) -> Vec<String> {
                 Kind::Fifo => ('p', String::new()),
                 Kind::Socket => ('s', String::new()),
             };
-            let xattrs: String = tree
+            let xattrs: Vec<String> = tree
                 .xattrs(id)
                 .map(|(name, value)| format!(" {}={}", name.escape_ascii(), value.escape_ascii()))
                 .collect();
+            let xattrs = xattrs.concat();
             let nlink = match kind {
                 'd' => String::new(),
                 _ => format!(" {}", tree.nlink(id)),

@@ -330,3 +330,35 @@ fn a_split_layer_whose_pieces_are_in_the_wrong_place_is_an_error() {
         assert!(found.contains(error), "{found}");
     }
 }
+
+#[test]
+fn damage_anywhere_in_a_layer_is_an_error_or_another_layer() {
+    let tar = Tar::of(&[
+        directory("usr"),
+        file("usr/big").content(&[5; 70]).xattr("user.a", "b"),
+        extension(b'K', b"usr/big\0"),
+        link("usr/other", "x"),
+        symlink("usr/link", "big"),
+        file("usr/.wh.link"),
+    ]);
+    let mut sound = 0;
+    for position in 0..tar.0.len() {
+        for flip in [1, 0x80] {
+            let mut tar = tar.0.clone();
+            tar[position] ^= flip;
+            // A header whose sum is right gets further.
+            let start = position / BLOCK * BLOCK;
+            if let Some(block) = tar[start..].first_chunk_mut::<BLOCK>() {
+                checksum(block);
+            }
+            for rules in [Rules::Rootfs, Rules::Podman] {
+                let Ok(split) = split(&tar, usize::MAX) else {
+                    continue;
+                };
+                let mut merge = Merge::new(rules);
+                sound += usize::from(merge.add_layer(split).is_ok());
+            }
+        }
+    }
+    assert!(sound > 0);
+}
