@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Findings) => ExitCode::FAILURE,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("composefs-store: {error:#}");
+            eprintln!("composefs-store: {}", sentence(&error));
             ExitCode::FAILURE
         }
     }
@@ -86,9 +86,43 @@ fn log_to_stderr(verbose: u8) {
         .init();
 }
 
+/// An error with its causes, as far as they say more than the message above them: some errors of the
+/// libraries quote their cause.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 /// The reader of our output went away, as `head` does.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<std::io::Error>()
         .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cause_that_the_message_quotes_is_said_once() {
+        let quoted = anyhow::anyhow!("no such file").context("a: no such file");
+        assert_eq!(sentence(&quoted), "a: no such file");
+        let unquoted = anyhow::anyhow!("no such file").context("cannot open a");
+        assert_eq!(sentence(&unquoted), "cannot open a: no such file");
+    }
 }
