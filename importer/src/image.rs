@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use composefs_image::{Dialect, VerityDigest, WriteOptions, write_image};
 use containers_storage::{Image, Layer};
-use repository::layers::{MergeError, Rules, merged_tree};
+use repository::layers::{self, MergeError, Rules, merged_tree};
 use repository::oci::{self, Config, DiffId, ErofsKey, ErofsRefs, Manifest, NewImage, OciError};
 use repository::{Batch, CopyPolicy, Repository, Tag};
 
@@ -27,12 +27,18 @@ use crate::work::{Context, Job, Stop};
 /// again at most, if its layers are not larger.
 const GROUP_BYTES: u64 = 1 << 30;
 
+/// Layers in work at once, at most: more of them would only need more memory.
+const READERS_MAX: usize = 8;
+
+/// Buffers of all layers in work, if there are not so many jobs that they need more.
+const BUFFERS: usize = 64;
+
 /// How to import.
 #[derive(Debug, Clone)]
 pub struct ImportOptions {
     /// Whether files may be copied where they cannot be cloned.
     pub copy: CopyPolicy,
-    /// Threads that read and hash, and layers in work at once. `None`: as many as there are processors.
+    /// Threads that read and hash. `None`: as many as there are processors.
     pub jobs: Option<NonZeroUsize>,
     /// Tags that the image is to have, besides those it has.
     pub tags: Vec<Tag>,
@@ -251,6 +257,7 @@ impl<'a> Import<'a> {
     /// Reads layers side by side; stops them all at the first error.
     fn read_group(&mut self, batch: &Batch<'_>, group: &[usize]) -> Result<(), ImportError> {
         let jobs = self.options.jobs();
+        let readers = jobs.min(group.len()).clamp(1, READERS_MAX);
         let mut order = group.to_vec();
         // The largest first: it is the one that the others would wait for at the end.
         order.sort_by_key(|index| std::cmp::Reverse(self.layers[*index].layer.diff_size()));
@@ -259,6 +266,7 @@ impl<'a> Import<'a> {
             batch,
             algorithm: self.repository.algorithm(),
             copy: self.options.copy,
+            buffers: (BUFFERS.max(2 * jobs) / readers).max(2),
             stop: Stop::new(&self.options.cancel),
         };
         let next = AtomicUsize::new(0);
@@ -281,9 +289,7 @@ impl<'a> Import<'a> {
             }
             // When the last layer is done the workers may go; the scope waits for them.
             let _close = queue.close_on_drop();
-            let others: Vec<_> = (1..jobs.min(order.len()))
-                .map(|_| scope.spawn(read_layers))
-                .collect();
+            let others: Vec<_> = (1..readers).map(|_| scope.spawn(read_layers)).collect();
             read_layers();
             for other in others {
                 if let Err(panic) = other.join() {
@@ -326,8 +332,10 @@ impl<'a> Import<'a> {
         let mut images = ErofsRefs::new();
         let tree = match merged_tree(batch, &streams, Rules::Rootfs) {
             Ok(tree) => tree,
-            Err(MergeError::NoUsr) => {
-                self.warnings.push(Warning::NoUsr);
+            // podman runs images that composefs-rs makes no image of.
+            Err(error) if is_unfit(&error) => {
+                let reason = error.to_string();
+                self.warnings.push(Warning::NoRootfs { reason });
                 return Ok(images);
             }
             Err(source) => {
@@ -454,6 +462,15 @@ impl<'a> Import<'a> {
             return Err(ImportError::Cancelled);
         }
         Ok(())
+    }
+}
+
+/// Whether the layers are sound, but do not make a tree by the rules of composefs-rs.
+fn is_unfit(error: &MergeError) -> bool {
+    match error {
+        MergeError::NoUsr | MergeError::RunNotADirectory => true,
+        MergeError::Layer { source, .. } => matches!(**source, layers::LayerError::Entry(_)),
+        _ => false,
     }
 }
 

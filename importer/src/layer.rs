@@ -30,10 +30,8 @@ use crate::work::{
     BUFFER, Buffer, Content, Context, FileDone, FileJob, Job, JobError, PieceDone, PieceJob, Source,
 };
 
-/// Buffers of one layer: 4 MiB of content in flight.
-const BUFFERS: usize = 32;
-/// Bytes of headers and the like in flight, as they come in segments of up to 1 MiB.
-const SEGMENTS_MAX: usize = 4 << 20;
+/// Bytes of headers and the like in flight, beside the segment in hand.
+const SEGMENTS_MAX: usize = 1 << 20;
 /// Payload in bytes of a member that is no regular file but has content, of which there are none in
 /// practice. It would have to be kept in memory.
 const OTHER_MAX: u64 = 1 << 20;
@@ -65,7 +63,7 @@ pub(crate) fn import<'l>(
         queue,
         splitter: TarSplitter::new(),
         due: Due::Nothing,
-        free: (0..BUFFERS).map(|_| Buffer::new()).collect(),
+        free: (0..context.buffers).map(|_| Buffer::new()).collect(),
         pending: VecDeque::new(),
         pending_bytes: 0,
         sha256: Sha256::new(),

@@ -25,8 +25,9 @@
 //! # Concurrency and memory
 //!
 //! One set of [`ImportOptions::jobs`] worker threads reads, hashes and clones for all layers; each layer
-//! in work has a thread that goes through its tar in order, with 4 MiB of buffers. Memory depends on the
-//! number of jobs and, some hundred bytes each, of files; not on their sizes.
+//! in work, of which there are at most eight, has a thread that goes through its tar in order. All of
+//! them together have some megabytes of buffers. Memory depends on the number of jobs and, some hundred
+//! bytes each, of files; not on their sizes.
 //!
 //! While a layer is read, its store's read lock is held: podman can run what exists but neither delete
 //! the layer nor create containers. Each thread holds one lock at a time.

@@ -143,8 +143,12 @@ pub struct Times {
 #[serde(tag = "warning", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Warning {
-    /// The image has no `/usr` directory, so composefs-rs's rules give it no root filesystem image.
-    NoUsr,
+    /// The image has no root filesystem image: its layers do not make one by the rules of composefs-rs.
+    /// An image without a directory `/usr` is the usual case.
+    NoRootfs {
+        /// Why.
+        reason: String,
+    },
     /// Files were copied; the store now needs their space twice.
     Copied(Tally),
 }
@@ -152,8 +156,9 @@ pub enum Warning {
 impl std::fmt::Display for Warning {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::NoUsr => f.write_str(
-                "the image has no /usr directory: it is recorded without a root filesystem image",
+            Self::NoRootfs { reason } => write!(
+                f,
+                "the image is recorded without a root filesystem image: {reason}"
             ),
             Self::Copied(Tally { files, bytes }) => write!(
                 f,

@@ -29,6 +29,8 @@ pub(crate) struct Context<'a> {
     pub(crate) batch: &'a Batch<'a>,
     pub(crate) algorithm: Algorithm,
     pub(crate) copy: CopyPolicy,
+    /// How many buffers each layer in work has.
+    pub(crate) buffers: usize,
     pub(crate) stop: Stop<'a>,
 }
 
@@ -216,7 +218,10 @@ impl Source {
         name: &EntryName,
         size: u64,
     ) -> Result<Self, FileError> {
-        let file = layer.open_file(name).map_err(FileError::Open)?;
+        Self::of(layer.open_file(name).map_err(FileError::Open)?, size)
+    }
+
+    fn of(file: File, size: u64) -> Result<Self, FileError> {
         let stamp = Stamp::of(&file)?;
         if stamp.size != size {
             return Err(FileError::Size {
@@ -266,5 +271,48 @@ impl Stamp {
             modified: (stat.st_mtime, stat.st_mtime_nsec),
             changed: (stat.st_ctime, stat.st_ctime_nsec),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use repository::{InitOptions, Repository, Security};
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_touched_between_hashing_and_cloning_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = InitOptions {
+            security: Security::Insecure,
+            ..InitOptions::default()
+        };
+        Repository::init(dir.path().join("repo"), &options).unwrap();
+        let repository = Repository::open(dir.path().join("repo")).unwrap();
+        let cancel = Cancel::new();
+        let context = Context {
+            batch: &repository.batch().unwrap(),
+            algorithm: repository.algorithm(),
+            copy: CopyPolicy::Allow,
+            buffers: 1,
+            stop: Stop::new(&cancel),
+        };
+        let path = dir.path().join("file");
+        std::fs::write(&path, [1; 100]).unwrap();
+        let digest = verity_digest(context.algorithm, &[1; 100]);
+
+        let source = Source::of(File::open(&path).unwrap(), 100).unwrap();
+        source.store(&context, &digest).unwrap();
+        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_modified(hour_ago))
+            .unwrap();
+
+        let error = source.store(&context, &digest).unwrap_err();
+        assert!(matches!(error, FileError::ChangedMeanwhile), "{error:?}");
     }
 }

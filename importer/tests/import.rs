@@ -18,7 +18,7 @@ use repository::splitstream::copy_stream;
 use repository::{
     Algorithm, Category, CopyPolicy, InitOptions, Repository, Security, Tag, VerityDigest,
 };
-use support::{Entry, LayerData, Store, dir, embedded, file, hard_link, link, noise};
+use support::{Entry, LayerData, Store, dir, embedded, file, hard_link, link, member, noise};
 
 struct Repo {
     dir: tempfile::TempDir,
@@ -331,15 +331,57 @@ fn a_layer_that_occurs_twice_is_read_once() {
 }
 
 #[test]
-fn an_image_without_usr_is_recorded_without_a_rootfs_image() {
-    let (repo, store) = (
-        Repo::new(),
-        Store::new(&[&[dir("bin"), file("bin/sh", noise(1, 100))]]),
-    );
+fn an_image_that_makes_no_rootfs_image_is_recorded_without_one() {
+    let content = || noise(1, 100);
+    for (entries, reason) in [
+        (vec![dir("bin"), file("bin/sh", content())], "/usr"),
+        (
+            vec![dir("usr"), file("usr/lib/file", content())],
+            "usr/lib/file",
+        ),
+    ] {
+        let (repo, store) = (Repo::new(), Store::new(&[&entries]));
+        let report = repo.import(&store).unwrap();
+        assert!(
+            report.warnings.iter().any(|warning| matches!(
+                warning,
+                Warning::NoRootfs { reason: text } if text.contains(reason)
+            )),
+            "{:?}",
+            report.warnings
+        );
+        assert_eq!(report.rootfs, []);
+        assert_eq!(repo.streams().len(), 3);
+    }
+}
+
+#[test]
+fn content_of_a_member_of_unknown_type_stays_inline() {
+    let odd = member("usr/odd", b'Z', noise(5, 300_000));
+    let (repo, store) = (Repo::new(), Store::new(&[&[dir("usr"), odd]]));
     let report = repo.import(&store).unwrap();
-    assert!(report.warnings.contains(&Warning::NoUsr));
-    assert_eq!(report.rootfs, []);
-    assert_eq!(repo.streams().len(), 3);
+    assert_eq!(report.total, Counts::default());
+    assert_eq!(
+        repo.layer_tar(&diff_id(&store.layers[0])),
+        store.layers[0].tar
+    );
+}
+
+#[test]
+fn import_refuses_much_content_of_a_member_of_unknown_type() {
+    let odd = member("usr/odd", b'Z', vec![0; (1 << 20) + 1]);
+    assert_refused(&Store::new(&[&[dir("usr"), odd]]), 0, &["usr/odd"]);
+}
+
+#[test]
+fn import_refuses_a_directory_with_content() {
+    let store = Store::new(&[&[member("usr", b'5', noise(6, 100))]]);
+    let error = assert_refused(&store, 0, &["usr"]);
+    let problem = MemberProblem::SizeWithoutContent;
+    assert!(
+        matches!(error, LayerError::Member { problem: p, .. } if p == problem),
+        "{error:?}"
+    );
 }
 
 #[test]

@@ -50,6 +50,11 @@ pub(crate) fn hard_link(name: &'static str, target: &'static str) -> Entry {
     entry(name, b'1', target, Vec::new())
 }
 
+/// A member of any type.
+pub(crate) fn member(name: &'static str, kind: u8, content: impl Into<Vec<u8>>) -> Entry {
+    entry(name, kind, "", content.into())
+}
+
 fn entry(name: &'static str, kind: u8, link: &'static str, content: Vec<u8>) -> Entry {
     Entry {
         name,
@@ -171,7 +176,10 @@ impl LayerData {
                 b'5' => fs::create_dir_all(path).unwrap(),
                 b'2' => symlink(entry.link, path).unwrap(),
                 b'1' => fs::hard_link(diff.join(entry.link), path).unwrap(),
-                _ => fs::write(path, &entry.content).unwrap(),
+                _ => {
+                    fs::create_dir_all(path.parent().unwrap()).unwrap();
+                    fs::write(path, &entry.content).unwrap();
+                }
             }
         }
     }
