@@ -1,18 +1,22 @@
-//! The escapes of dumpfile fields.
+//! The escapes of dumpfile fields, and of what the tools list.
 
 use std::borrow::Cow;
 
-/// What is escaped beside bytes that do not print.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Style {
-    /// A field: `-` alone is escaped, nothing is `-`.
+/// What is escaped beside backslashes and bytes that do not print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// A field of a dumpfile: spaces and `-` alone are escaped, nothing is `-`.
     Field,
-    /// Name or value of an xattr: `=` is escaped.
+    /// Name or value of an xattr in a dumpfile: spaces and `=`.
     Xattr,
+    /// A word in a listing: spaces.
+    Word,
+    /// A line in a listing: nothing more.
+    Line,
 }
 
 /// Appends `bytes`, escaped.
-pub(super) fn escape(line: &mut Vec<u8>, bytes: &[u8], style: Style) {
+pub fn escape(line: &mut Vec<u8>, bytes: &[u8], style: Style) {
     if style == Style::Field {
         match bytes {
             b"" => return line.push(b'-'),
@@ -22,7 +26,8 @@ pub(super) fn escape(line: &mut Vec<u8>, bytes: &[u8], style: Style) {
     }
     let plain = |byte: &u8| match byte {
         b'\\' => false,
-        b'=' => style == Style::Field,
+        b'=' => style != Style::Xattr,
+        b' ' => style == Style::Line,
         byte => byte.is_ascii_graphic(),
     };
     if bytes.iter().all(plain) {
@@ -85,9 +90,13 @@ mod tests {
     #[test]
     fn every_byte_comes_back_from_its_escape() {
         let all: Vec<u8> = (0..=255).collect();
-        for style in [Style::Field, Style::Xattr] {
+        for style in [Style::Field, Style::Xattr, Style::Word, Style::Line] {
             let text = escaped(&all, style);
-            assert!(text.bytes().all(|byte| byte.is_ascii_graphic()));
+            let space = style == Style::Line;
+            assert!(
+                text.bytes()
+                    .all(|byte| byte.is_ascii_graphic() || space && byte == b' ')
+            );
             assert_eq!(unescape(text.as_bytes()).as_deref(), Some(&*all));
         }
     }
@@ -101,6 +110,14 @@ mod tests {
         assert_eq!(escaped(b"-", Style::Xattr), "-");
         assert_eq!(escaped(b"=", Style::Xattr), "\\x3d");
         assert_eq!(escaped(b"a b\n\x7f", Style::Field), "a\\x20b\\n\\x7f");
+    }
+
+    #[test]
+    fn listings_keep_dashes_and_lines_of_them_spaces() {
+        assert_eq!(escaped(b"", Style::Word), "");
+        assert_eq!(escaped(b"-", Style::Word), "-");
+        assert_eq!(escaped(b"a =\t", Style::Word), "a\\x20=\\t");
+        assert_eq!(escaped(b"a =\t", Style::Line), "a =\\t");
     }
 
     #[test]

@@ -47,6 +47,7 @@ use thiserror::Error;
 use crate::erofs::Dialect;
 use crate::fsverity::DigestError;
 use crate::tree::TreeError;
+pub use escape::{Style, escape};
 pub use read::read_dump;
 pub use write::write_dump;
 

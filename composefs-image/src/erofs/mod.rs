@@ -12,5 +12,8 @@ mod reader;
 mod writer;
 
 pub use crate::format::Format;
-pub use reader::{ImageObjects, InodeError, ReadError, image_objects, read_image};
+pub use reader::{
+    ImageObjects, ImageWalk, InodeError, NamedInode, ReadError, StoredData, StoredInode,
+    StoredName, hard_linked, image_objects, read_image, walk_image,
+};
 pub use writer::{Dialect, Misfit, WriteError, WriteOptions, write_image};

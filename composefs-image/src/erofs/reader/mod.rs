@@ -7,6 +7,7 @@
 mod image;
 mod objects;
 mod tree;
+mod walk;
 
 use thiserror::Error;
 
@@ -14,6 +15,9 @@ use super::Format;
 use crate::tree::TreeError;
 pub use objects::{ImageObjects, image_objects};
 pub use tree::read_image;
+pub use walk::{
+    ImageWalk, NamedInode, StoredData, StoredInode, StoredName, hard_linked, walk_image,
+};
 
 /// Why an image cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -1,6 +1,7 @@
 //! Which objects an image names, without building its tree.
 
 use super::image::{Image, Inode, Xattr, metacopy_digest};
+use super::walk::Seen;
 use super::{InodeError, ReadError};
 use crate::erofs::format::{dirent_type, overlay};
 use crate::fsverity::VerityDigest;
@@ -12,7 +13,7 @@ use crate::tree::mode;
 pub fn image_objects(image: &[u8]) -> Result<ImageObjects<'_>, ReadError> {
     let image = Image::open(image)?;
     let mut objects = ImageObjects {
-        seen: vec![0; image.nid_limit().div_ceil(64)],
+        seen: Seen::new(&image),
         directories: Vec::new(),
         files: Vec::new(),
         found: Vec::new(),
@@ -23,7 +24,7 @@ pub fn image_objects(image: &[u8]) -> Result<ImageObjects<'_>, ReadError> {
     if inode.file_type() != mode::DIRECTORY {
         return Err(inode.error(InodeError::NotADirectory));
     }
-    objects.mark(root);
+    objects.seen.mark(root);
     objects.directories.push(inode);
     Ok(objects)
 }
@@ -31,8 +32,7 @@ pub fn image_objects(image: &[u8]) -> Result<ImageObjects<'_>, ReadError> {
 /// The iterator of [`image_objects`]. After an error it is not to be used further.
 pub struct ImageObjects<'a> {
     image: Image<'a>,
-    /// A bit per nid.
-    seen: Vec<u64>,
+    seen: Seen,
     directories: Vec<Inode<'a>>,
     /// Regular files of the directory read last.
     files: Vec<u64>,
@@ -41,23 +41,11 @@ pub struct ImageObjects<'a> {
 }
 
 impl<'a> ImageObjects<'a> {
-    /// Whether the inode is met for the first time.
-    fn mark(&mut self, nid: u64) -> bool {
-        let word = usize::try_from(nid / 64).unwrap_or(usize::MAX);
-        let bit = 1 << (nid % 64);
-        // What is out of the image fails when it is read.
-        self.seen.get_mut(word).is_none_or(|word| {
-            let new = *word & bit == 0;
-            *word |= bit;
-            new
-        })
-    }
-
     fn read_directory(&mut self, directory: &Inode<'a>) -> Result<(), ReadError> {
         let data = self.image.data(directory)?;
         for entry in directory.entries(data) {
             let entry = entry?;
-            if matches!(entry.name, b"." | b"..") || !self.mark(entry.nid) {
+            if matches!(entry.name, b"." | b"..") || !self.seen.mark(entry.nid) {
                 continue;
             }
             if entry.file_type == dirent_type(mode::DIRECTORY) {
