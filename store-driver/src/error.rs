@@ -112,7 +112,7 @@ pub enum Error {
     /// The objects directory's mode and owner become those of `/` in containers.
     #[error(
         "{} has mode {mode:04o} and owner {uid}:{gid}, which in the layout `blob` become those of every \
-         container's `/`: run `chown 0:0` and `chmod 0755` on it, or publish with `--layout mounted`",
+         container's `/`: run `chown 0:0` and `chmod 0555` on it, or publish with `--layout mounted`",
         path.display()
     )]
     ObjectsMode {

@@ -1,6 +1,10 @@
 //! Where everything is: the store we write, the view podman reads, and the mounts below `/run`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Write as _,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
 
 use containers_storage::LayerId;
 use repository::{PRIVATE_DIRECTORY, Repository};
@@ -70,13 +74,11 @@ impl StorePaths {
     /// anyway: two repositories never share mounts, and after a boot the same links lead to the same
     /// places.
     pub fn run(&self) -> PathBuf {
-        use std::os::unix::ffi::OsStrExt;
         let hash = Sha256::digest(self.repository.as_os_str().as_bytes());
-        let id: String = hash
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let mut id = String::new();
+        for byte in hash.iter().take(8) {
+            let _ = write!(id, "{byte:02x}");
+        }
         Path::new(RUN).join(id)
     }
 

@@ -36,6 +36,7 @@ pub struct PublishedImage {
     pub image: Option<VerityDigest>,
 }
 
+#[allow(clippy::ref_option)] // serde passes a reference to the field
 fn as_text<S: serde::Serializer>(
     digest: &Option<VerityDigest>,
     serializer: S,

@@ -329,3 +329,212 @@ impl<W: Write> Lines<W> {
         self.out.finish()?.flush()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use composefs_image::{Algorithm, verity_digest};
+    use containers_storage::{TarSplit, TarSplitEntry};
+    use repository::layers::{Merge, Rules};
+
+    use super::*;
+
+    /// Files of these names and contents as a tar; whiteouts included.
+    fn tar(members: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut tar = Vec::new();
+        for (number, (name, content)) in members.iter().enumerate() {
+            let mut header = [0_u8; 512];
+            header[..name.len()].copy_from_slice(name.as_bytes());
+            let mut field = |at: usize, text: String| {
+                header[at..at + text.len()].copy_from_slice(text.as_bytes());
+            };
+            let is_directory = name.ends_with('/');
+            field(100, "0000755\0".to_owned());
+            field(108, format!("{:07o}\0", 1000 + number));
+            field(116, format!("{:07o}\0", 2000 + number));
+            field(124, format!("{:011o}\0", content.len()));
+            field(136, "00000000001\0".to_owned());
+            field(156, if is_directory { "5" } else { "0" }.to_owned());
+            field(257, "ustar\x0000".to_owned());
+            field(148, " ".repeat(8));
+            let sum: u64 = header.iter().map(|byte| u64::from(*byte)).sum();
+            header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+            tar.extend(header);
+            tar.extend(*content);
+            tar.resize(tar.len().next_multiple_of(512), 0);
+        }
+        tar.resize(tar.len() + 1024, 0);
+        tar
+    }
+
+    enum Portion {
+        Inline(Vec<u8>),
+        External(VerityDigest),
+    }
+
+    /// A tar split as a repository splits it, with its objects.
+    #[derive(Default)]
+    struct Layer {
+        portions: Vec<Portion>,
+        objects: HashMap<VerityDigest, Vec<u8>>,
+    }
+
+    impl Layer {
+        fn split(mut tar: &[u8]) -> Self {
+            let mut layer = Self::default();
+            let mut splitter = TarSplitter::new();
+            while !tar.is_empty() {
+                let (taken, payload) = match splitter.push(tar).unwrap() {
+                    Step::Inline(taken) | Step::Payload(taken) => (taken, 0),
+                    Step::Member {
+                        consumed,
+                        placement: repository::layers::Placement::External,
+                    } => (consumed, splitter.member().unwrap().size as usize),
+                    Step::Member { consumed, .. } => (consumed, 0),
+                };
+                let (inline, rest) = tar.split_at(taken);
+                let (object, rest) = rest.split_at(payload);
+                layer.portions.push(Portion::Inline(inline.to_vec()));
+                if !object.is_empty() {
+                    let digest = verity_digest(Algorithm::Sha256, object);
+                    layer.objects.insert(digest, object.to_vec());
+                    layer.portions.push(Portion::External(digest));
+                }
+                tar = rest;
+            }
+            layer
+        }
+
+        fn chunks(&self) -> Portions<'_> {
+            Portions(self.portions.iter())
+        }
+    }
+
+    struct Portions<'a>(std::slice::Iter<'a, Portion>);
+
+    impl Chunks for Portions<'_> {
+        fn next_chunk(&mut self) -> repository::Result<Option<Chunk<'_>>> {
+            Ok(self.0.next().map(|portion| match portion {
+                Portion::Inline(bytes) => Chunk::Inline(bytes),
+                Portion::External(digest) => Chunk::External(*digest),
+            }))
+        }
+    }
+
+    impl ReadObjects for Layer {
+        fn algorithm(&self) -> Algorithm {
+            Algorithm::Sha256
+        }
+
+        fn open_object(&self, digest: &VerityDigest) -> repository::Result<File> {
+            use std::io::Seek;
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&self.objects[digest]).unwrap();
+            file.rewind().unwrap();
+            Ok(file)
+        }
+    }
+
+    /// Writes the tar-split of `layers`' top, and reads it back: the tar that podman would make, with
+    /// the names it would look up.
+    fn round_trip(layers: &[Layer]) -> (Vec<u8>, Vec<String>, TarFacts) {
+        let mut merge = Merge::new(Rules::Podman);
+        for layer in layers {
+            merge.add_layer(layer.chunks()).unwrap();
+        }
+        let top = layers.last().unwrap();
+        let mut checksums = Checksums::new();
+        let objects = objects_of(&mut top.chunks()).unwrap();
+        checksum(top, &objects, &mut checksums).unwrap();
+        let mut written = Vec::new();
+        let facts = write_tar_split(
+            &mut top.chunks(),
+            merge.tree(),
+            &checksums,
+            top,
+            &mut written,
+        )
+        .unwrap();
+
+        let (mut tar, mut names) = (Vec::new(), Vec::new());
+        for entry in TarSplit::new(&written[..]) {
+            match entry.unwrap() {
+                TarSplitEntry::Segment(bytes) => tar.extend(bytes),
+                TarSplitEntry::File { name, size, crc64 } => {
+                    let id = merge.tree().lookup_path(name.as_bytes()).unwrap();
+                    let Kind::Regular(Content::External {
+                        digest: Some(digest),
+                        ..
+                    }) = merge.tree().kind(id)
+                    else {
+                        panic!("{name} has no object");
+                    };
+                    let content = &top.objects[&digest];
+                    let mut crc = ContentCrc::new();
+                    crc.update(content);
+                    assert_eq!((content.len() as u64, crc.finish()), (size, crc64));
+                    tar.extend(content);
+                    names.push(String::from_utf8(name.into_bytes()).unwrap());
+                }
+            }
+        }
+        (tar, names, facts)
+    }
+
+    #[test]
+    fn the_tar_comes_back_from_segments_and_files_of_the_merged_tree() {
+        let large = vec![b'x'; 100_000];
+        let tar = tar(&[
+            ("./", b""),
+            ("./d/", b""),
+            ("./d/large", &large),
+            ("./d/small", b"at most 64 bytes live in the image"),
+            ("./d/empty", b""),
+        ]);
+        let (back, names, facts) = round_trip(&[Layer::split(&tar)]);
+        assert!(back == tar, "same bytes");
+        assert_eq!(names, ["d/large"]);
+        assert_eq!(facts.size, tar.len() as u64);
+        assert_eq!(facts.uids, (1000..1005).collect());
+        assert_eq!(facts.gids, (2000..2005).collect());
+    }
+
+    #[test]
+    fn what_the_merged_tree_does_not_have_is_embedded() {
+        let (first, second) = (vec![b'1'; 300_000], vec![b'2'; 1000]);
+        let tar = tar(&[
+            ("replaced", &first),
+            ("replaced", &second),
+            ("same", &second),
+            ("./same", &second),
+            ("a/../escape", &second),
+        ]);
+        let (back, names, _) = round_trip(&[Layer::split(&tar)]);
+        assert!(back == tar, "same bytes");
+        assert_eq!(names, ["replaced", "same"]);
+    }
+
+    #[test]
+    fn owners_of_whiteouts_are_not_counted() {
+        let base = tar(&[("gone", b""), ("d/", b"")]);
+        let top = tar(&[("kept", b""), (".wh.gone", b""), ("d/.wh..wh..opq", b"")]);
+        let (back, _, facts) = round_trip(&[Layer::split(&base), Layer::split(&top)]);
+        assert!(back == top, "same bytes");
+        assert_eq!(facts.uids, BTreeSet::from([1000]));
+    }
+
+    #[test]
+    fn a_missing_checksum_or_a_truncated_layer_is_no_panic() {
+        let tar = tar(&[("large", &[b'x'; 1000])]);
+        let mut layer = Layer::split(&tar);
+        layer.portions.truncate(2);
+        let tree = Tree::new(composefs_image::Metadata::default());
+        let result = write_tar_split(
+            &mut layer.chunks(),
+            &tree,
+            &Checksums::new(),
+            &layer,
+            io::sink(),
+        );
+        assert!(matches!(result, Err(TarSplitError::Layer(_))));
+    }
+}

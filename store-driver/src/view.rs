@@ -60,11 +60,6 @@ pub(crate) fn unmount_view(paths: &StorePaths) -> Result<()> {
     }
 }
 
-/// Whether podman can see the store.
-pub(crate) fn is_view_mounted(paths: &StorePaths) -> Result<bool> {
-    Ok(matches!(view_mount(paths)?, ViewMount::Ours))
-}
-
 enum ViewMount {
     None,
     Ours,

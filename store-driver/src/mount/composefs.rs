@@ -183,7 +183,7 @@ impl<'a> Composefs<'a> {
         } else {
             image
         };
-        let fd = self.mount_overlay(header, image)?;
+        let fd = self.mount_overlay(header, &image)?;
         Ok(DetachedMount {
             fd,
             subject: self.source.clone(),
@@ -220,7 +220,7 @@ impl<'a> Composefs<'a> {
             return Ok(true);
         };
         let (image, _) = self.mount_image(header, Backing::File)?;
-        let trial = Attached::new(self.mount_overlay(header, image)?, &self.source)?;
+        let trial = Attached::new(&self.mount_overlay(header, &image)?, &self.source)?;
         let context = FsContext::open("overlay", &self.source)?;
         context.string(
             "lowerdir",
@@ -239,7 +239,7 @@ impl<'a> Composefs<'a> {
     }
 
     /// Takes the image's mount: a kernel that cannot use it detached attaches it for good.
-    fn mount_overlay(&self, header: ImageHeader, image: OwnedFd) -> Result<OwnedFd, MountError> {
+    fn mount_overlay(&self, header: ImageHeader, image: &OwnedFd) -> Result<OwnedFd, MountError> {
         let newest = match self.mount_overlay_as(LayerForm::Descriptors, image.as_fd()) {
             Err(error) if is_unknown_option(&error) => error,
             other => return other,
@@ -349,7 +349,7 @@ struct Attached {
 }
 
 impl Attached {
-    fn new(mount: OwnedFd, subject: &str) -> Result<Self, MountError> {
+    fn new(mount: &OwnedFd, subject: &str) -> Result<Self, MountError> {
         let directory = temporary_directory()?;
         let attach = || -> Result<OwnedFd, MountError> {
             move_mount(

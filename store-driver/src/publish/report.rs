@@ -1,0 +1,124 @@
+//! What [`super::publish`] tells its caller.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use containers_storage::{ImageId, LayerId, StorageConf};
+use serde::Serialize;
+
+use crate::{Layout, view::ViewState};
+
+/// What became of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LayerOutcome {
+    /// It was published by this call.
+    New,
+    /// It was there.
+    Present,
+}
+
+/// A layer of a published image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PublishedLayer {
+    /// The chain ID, which is podman's layer ID.
+    pub id: LayerId,
+    /// Whether it was there.
+    pub outcome: LayerOutcome,
+}
+
+/// Something the user should know, although publishing succeeded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Note {
+    /// podman is not configured with the store.
+    NotConfigured {
+        /// The configuration that podman uses.
+        conf: String,
+        /// The line to add.
+        line: String,
+    },
+    /// A tag that is no image reference gives the image no name.
+    UnusableTag {
+        /// The tag.
+        tag: String,
+    },
+    /// In the layout `blob`, a container's `/` has the mode and owner of the objects' directory.
+    RootMetadata {
+        /// The mode that the image gives to `/`.
+        mode: u16,
+        /// Its owner.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+        /// The mode that containers show.
+        shown: u32,
+    },
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotConfigured { conf, line } => write!(
+                f,
+                "podman does not see the image yet: {conf} does not name the store; add the line\n    {line}\n\
+                 below [storage.options] there"
+            ),
+            Self::UnusableTag { tag } => write!(
+                f,
+                "the tag {tag:?} is no image reference, so podman does not list the image under it"
+            ),
+            Self::RootMetadata {
+                mode,
+                uid,
+                gid,
+                shown,
+            } => write!(
+                f,
+                "`/` has mode {mode:04o} and owner {uid}:{gid} in the image, and {shown:04o} and 0:0 in \
+                 containers of the layout `blob`"
+            ),
+        }
+    }
+}
+
+/// What [`super::publish`] did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PublishReport {
+    /// The image's ID, the same as everywhere.
+    pub image: ImageId,
+    /// The layout of its layers.
+    pub layout: Layout,
+    /// The names under which podman lists it.
+    pub names: Vec<String>,
+    /// Its layers, from the base up.
+    pub layers: Vec<PublishedLayer>,
+    /// The path for podman's `additionalimagestores`.
+    pub view: PathBuf,
+    /// Whether the view had to be mounted.
+    pub view_state: ViewState,
+    /// What the user should know.
+    pub notes: Vec<Note>,
+}
+
+/// The note that podman's configuration does not name the view, with the line that does.
+pub(super) fn configuration_note(conf: &StorageConf, view: &Path) -> Option<Note> {
+    let is_view = |path: &PathBuf| {
+        path == view || path.canonicalize().is_ok_and(|canonical| canonical == view)
+    };
+    if conf.additional_image_stores.iter().any(is_view) {
+        return None;
+    }
+    let mut stores: Vec<String> = conf
+        .additional_image_stores
+        .iter()
+        .map(|path| format!("{:?}", path.display().to_string()))
+        .collect();
+    stores.push(format!("{:?}", view.display().to_string()));
+    Some(Note::NotConfigured {
+        conf: conf.source.to_string(),
+        line: format!("additionalimagestores = [{}]", stores.join(", ")),
+    })
+}
