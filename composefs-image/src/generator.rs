@@ -436,9 +436,8 @@ impl Cook {
             for number in 0..count {
                 xattrs.push((format!("user.{number}").into_bytes(), Vec::new()));
             }
-            if self.is_c() {
-                return xattrs;
-            }
+            // With more, composefs-rs would overflow its count of references.
+            return xattrs;
         }
         // An inode of the C tools takes some 32 KiB; composefs-rs has values of 64 KiB.
         let mut room = if self.is_c() { 12_000 } else { 50_000 };

@@ -358,8 +358,7 @@ impl Reader {
             return Ok(Content::EMPTY);
         }
         let path = match (c, payload, digest) {
-            // One slash is added in the image, unless there is one.
-            (true, Some(path), _) => Some(path.strip_prefix(b"/").unwrap_or(path)),
+            (true, Some(path), _) => Some(path),
             // Verified, but nowhere.
             (true, None, Some(_)) => Some(b"".as_slice()),
             (true, None, None) => None,
