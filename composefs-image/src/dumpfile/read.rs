@@ -80,16 +80,9 @@ impl<'l> Fields<'l> {
                 _ => Err(LineError::Missing(field)),
             };
         };
-        match rest.iter().position(|&byte| byte == b' ') {
-            Some(end) => {
-                self.rest = Some(&rest[end + 1..]);
-                Ok(&rest[..end])
-            }
-            None => {
-                self.rest = None;
-                Ok(rest)
-            }
-        }
+        let end = memchr::memchr(b' ', rest);
+        self.rest = end.map(|end| &rest[end + 1..]);
+        Ok(&rest[..end.unwrap_or(rest.len())])
     }
 
     fn number<T: TryFrom<u64>>(&mut self, field: Field) -> Result<T, LineError> {
@@ -180,7 +173,7 @@ fn is_canonical(path: &[u8]) -> bool {
 
 impl Reader {
     fn line(&mut self, line: &[u8], number: u64) -> Result<(), LineError> {
-        if line.contains(&0) {
+        if memchr::memchr(0, line).is_some() {
             return Err(LineError::Nul);
         }
         if self.dialect == Dialect::ComposefsRs && str::from_utf8(line).is_err() {
@@ -361,9 +354,8 @@ impl Reader {
             (true, Some(path), _) => Some(path),
             // Verified, but nowhere.
             (true, None, Some(_)) => Some(b"".as_slice()),
-            (true, None, None) => None,
             (false, Some(b""), _) => return Err(LineError::Missing(Field::Payload)),
-            (false, Some(_), Some(_)) | (false, None, None) => None,
+            (_, None, None) | (false, Some(_), Some(_)) => None,
             (false, None, Some(_)) => return Err(LineError::Unexpected(Field::Digest)),
             (false, Some(path), None) => {
                 if VerityDigest::from_object_path(path).is_none() {
@@ -445,9 +437,9 @@ impl Reader {
             Field::Mtime,
         ];
         for field in skipped {
-            match (fields.next(field), self.dialect) {
-                (Err(error), Dialect::ComposefsRs) => return Err(error),
-                _ => {}
+            let given = fields.next(field);
+            if self.dialect == Dialect::ComposefsRs {
+                given?;
             }
         }
         let target = fields

@@ -223,7 +223,6 @@ impl Tree {
     }
 
     /// The root directory.
-    #[expect(clippy::unused_self, reason = "reads as a question to the tree")]
     pub const fn root(&self) -> InodeId {
         ROOT
     }

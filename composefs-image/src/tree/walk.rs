@@ -17,11 +17,14 @@ pub struct Visit<'a> {
     pub depth: usize,
 }
 
+type Children<'a> = Box<dyn Iterator<Item = (&'a [u8], InodeId)> + 'a>;
+
 /// The walk of [`Tree::walk`].
 pub struct Walk<'a> {
     tree: &'a Tree,
     start: bool,
-    stack: Vec<(InodeId, Box<dyn Iterator<Item = (&'a [u8], InodeId)> + 'a>)>,
+    /// The directories on the way, each with its names that are left.
+    stack: Vec<(InodeId, Children<'a>)>,
 }
 
 impl Tree {
@@ -36,7 +39,7 @@ impl Tree {
     }
 }
 
-impl<'a> Walk<'a> {
+impl Walk<'_> {
     fn enter(&mut self, id: InodeId) {
         if self.tree.child_count(id) > 0 {
             self.stack.push((id, Box::new(self.tree.children(id))));

@@ -126,13 +126,11 @@ impl XattrTable {
             Some(name) => name,
             None => self.names.insert_full(name.into()).0,
         } as u32;
-        let pair = match self.pairs.get_index_of(&BorrowedPair { name, value }) {
-            Some(pair) => pair,
-            None => {
-                let value = value.into();
-                self.pairs.insert_full(Pair { name, value }).0
-            }
-        };
+        let found = self.pairs.get_index_of(&BorrowedPair { name, value });
+        let pair = found.unwrap_or_else(|| {
+            let value = value.into();
+            self.pairs.insert_full(Pair { name, value }).0
+        });
         PairId(pair as u32)
     }
 

@@ -52,6 +52,7 @@ impl Xattr<'_> {
 }
 
 /// An xattr of an inode: here, or in the shared table at this offset.
+#[derive(Clone, Copy, Debug)]
 pub(super) enum XattrRef<'a> {
     Local(Xattr<'a>),
     Shared(u64),

@@ -28,7 +28,7 @@ pub fn read_image(image: &[u8]) -> Result<Tree, ReadError> {
         open: vec![Directory::new(&inode, data, root, nid)],
     };
     let xattrs = reader.xattrs(&inode)?;
-    reader.set_xattrs(root, xattrs);
+    reader.set_xattrs(root, &xattrs);
     reader.read()?;
     Ok(reader.tree)
 }
@@ -241,7 +241,7 @@ impl<'a> Reader<'a> {
             _ => return error(InodeError::Mode(inode.mode)),
         };
         let id = self.tree.add(metadata(inode), kind);
-        self.set_xattrs(id, xattrs);
+        self.set_xattrs(id, &xattrs);
         Ok(id)
     }
 
@@ -323,7 +323,7 @@ impl<'a> Reader<'a> {
         Ok(xattrs)
     }
 
-    fn set_xattrs(&mut self, id: InodeId, xattrs: Xattrs<'_>) {
+    fn set_xattrs(&mut self, id: InodeId, xattrs: &Xattrs<'_>) {
         let own = xattrs.own.iter().map(|(name, value)| (&**name, *value));
         self.tree.set_xattrs(id, own);
     }

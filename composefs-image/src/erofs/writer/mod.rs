@@ -366,10 +366,10 @@ impl<'a> Plan<'a> {
 /// Limits of the format that the tree does not know.
 fn check(tree: &Tree, id: InodeId, format: Format) -> Result<(), Misfit> {
     match tree.kind(id) {
-        Kind::Symlink(target) => {
-            if target.is_empty() || target.len() > SYMLINK_MAX || target.contains(&0) {
-                return Err(Misfit::Symlink);
-            }
+        Kind::Symlink(target)
+            if target.is_empty() || target.len() > SYMLINK_MAX || target.contains(&0) =>
+        {
+            Err(Misfit::Symlink)
         }
         Kind::Regular(Content::Inline(content)) => {
             let size = content.len() as u64;
@@ -381,15 +381,15 @@ fn check(tree: &Tree, id: InodeId, format: Format) -> Result<(), Misfit> {
             if size > limit {
                 return Err(Misfit::InlineContent { size, limit });
             }
+            Ok(())
         }
-        Kind::Regular(Content::External { size, .. }) => {
-            if format.is_c() && format::chunking(size).1 > format::MAX_CHUNKS {
-                return Err(Misfit::FileSize(size));
-            }
+        Kind::Regular(Content::External { size, .. })
+            if format.is_c() && format::chunking(size).1 > format::MAX_CHUNKS =>
+        {
+            Err(Misfit::FileSize(size))
         }
-        _ => {}
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]

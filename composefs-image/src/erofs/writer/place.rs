@@ -155,9 +155,10 @@ impl<'a> Inodes<'a> {
                 }
                 Kind::Regular(Content::External { size, digest, .. }) => {
                     shape.size = size;
-                    let (bits, chunks) = match c {
-                        true => format::chunking(size),
-                        false => (format::MAX_CHUNK_BITS, u64::from(digest.is_some())),
+                    let (bits, chunks) = if c {
+                        format::chunking(size)
+                    } else {
+                        (format::MAX_CHUNK_BITS, u64::from(digest.is_some()))
                     };
                     shape.chunk_bits = Some(bits);
                     shape.tail = 4 * chunks;

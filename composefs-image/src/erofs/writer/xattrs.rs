@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 
 use super::order::{Marks, Node, Order, SELINUX};
-use super::shares::{Groups, Object, object, share};
+use super::shares::{Groups, Object, Redirect, object, share};
 use super::sink::Sink;
 use super::{Dialect, Misfit, PlanError, WriteOptions, format};
 use crate::fsverity::VerityDigest;
@@ -89,10 +89,72 @@ struct Set<'a> {
 
 /// One xattr of an inode.
 #[derive(Clone, Copy)]
-enum Item {
+enum Item<'o> {
     Pair(PairId),
-    Metacopy,
-    Redirect,
+    Metacopy(Option<&'o VerityDigest>),
+    Redirect(&'o Redirect<'o>),
+}
+
+/// The xattrs of one inode.
+struct NodeXattrs<'x, 'a> {
+    all: &'x Xattrs<'a>,
+    inode: Option<InodeId>,
+    pairs: &'x [PairId],
+    object: Option<Object<'a>>,
+}
+
+impl NodeXattrs<'_, '_> {
+    /// In the order of the image.
+    fn items(&self) -> impl Iterator<Item = Item<'_>> {
+        let object = self.object.as_ref();
+        let metacopy = object.map(|object| Item::Metacopy(object.digest.as_ref()));
+        let redirect = object.and_then(|object| Some(Item::Redirect(object.redirect.as_ref()?)));
+        // Where the two go among the sorted names: everything between them is escaped.
+        let (before, between) = if object.is_some() && self.all.options.format.is_c() {
+            let place = |name: &[u8]| {
+                self.pairs
+                    .partition_point(|pair| *self.all.pairs[pair.index()].name < *name)
+            };
+            let before = place(overlay::METACOPY);
+            (before, place(overlay::REDIRECT) - before)
+        } else {
+            (0, 0)
+        };
+        let (before, rest) = self.pairs.split_at(before);
+        let (between, after) = rest.split_at(between);
+        let before = before.iter().copied().map(Item::Pair);
+        let between = between.iter().copied().map(Item::Pair);
+        let after = after.iter().copied().map(Item::Pair);
+        before
+            .chain(metacopy)
+            .chain(between)
+            .chain(redirect)
+            .chain(after)
+    }
+
+    /// The offset in the table, when the xattr stands there.
+    fn shared(&self, item: Item<'_>) -> Option<u32> {
+        let group = |groups: &Groups, offsets: &[u32]| Some(offsets[groups.of(self.inode?)?]);
+        match item {
+            Item::Pair(pair) => self.all.pairs[pair.index()].shared,
+            Item::Metacopy(_) => group(&self.all.metacopies, &self.all.metacopy_offsets),
+            Item::Redirect(_) => group(&self.all.redirects, &self.all.redirect_offsets),
+        }
+    }
+
+    /// As [`Self::items`], each with its offset in the table if it is a reference to that.
+    fn references(&self) -> impl Iterator<Item = (Item<'_>, Option<u32>)> {
+        let limit = match self.all.options.dialect {
+            Dialect::C => MAX_SHARED_C,
+            Dialect::ComposefsRs => MAX_SHARED,
+        };
+        let mut count = 0;
+        self.items().map(move |item| {
+            let shared = self.shared(item).filter(|_| count < limit);
+            count += usize::from(shared.is_some());
+            (item, shared)
+        })
+    }
 }
 
 /// One entry of the shared table.
@@ -204,9 +266,8 @@ impl<'a> Xattrs<'a> {
         if self.options.dialect == Dialect::C || self.set(node).pairs.len() + 2 <= MAX_SHARED {
             return Ok(());
         }
-        let shared = self
-            .items(node)
-            .filter(|&item| self.shared(node, item).is_some());
+        let xattrs = self.node(node);
+        let shared = xattrs.items().filter(|&item| xattrs.shared(item).is_some());
         if shared.count() > MAX_SHARED {
             return Err(PlanError::Misfit(node, Misfit::Xattrs));
         }
@@ -326,11 +387,12 @@ impl<'a> Xattrs<'a> {
                 }
                 Shared::Metacopy(group) => {
                     self.metacopy_offsets[group] = offset;
-                    metacopy_size(self.object(self.metacopies.samples[group]).digest)
+                    metacopy_size(self.object(self.metacopies.samples[group]).digest.as_ref())
                 }
                 Shared::Redirect(group) => {
                     self.redirect_offsets[group] = offset;
-                    redirect_size(&self.object(self.redirects.samples[group]))
+                    self.sample_redirect(group)
+                        .map_or(0, |redirect| redirect_size(&redirect))
                 }
             };
         }
@@ -355,12 +417,14 @@ impl<'a> Xattrs<'a> {
                 digest(a).cmp(&digest(b))
             }
             (Shared::Redirect(a), Shared::Redirect(b)) => {
-                let redirect = |group: usize| self.object(self.redirects.samples[group]).redirect;
-                match (redirect(a), redirect(b)) {
+                match (self.sample_redirect(a), self.sample_redirect(b)) {
                     (Some(a), Some(b)) => a.with_value(|a| {
-                        b.with_value(|b| match self.options.format.is_c() {
-                            true => (a.len(), a).cmp(&(b.len(), b)),
-                            false => a.cmp(b),
+                        b.with_value(|b| {
+                            if self.options.format.is_c() {
+                                (a.len(), a).cmp(&(b.len(), b))
+                            } else {
+                                a.cmp(b)
+                            }
                         })
                     }),
                     (a, b) => a.cmp(&b),
@@ -396,71 +460,32 @@ impl<'a> Xattrs<'a> {
         object(self.tree, id, self.options.dialect == Dialect::C).expect("an external file")
     }
 
-    /// The xattrs of an inode in the order of the image.
-    fn items(&self, node: Node) -> impl Iterator<Item = Item> {
-        let pairs = &*self.set(node).pairs;
-        let external = node
-            .inode(self.tree)
-            .and_then(|id| object(self.tree, id, self.options.dialect == Dialect::C));
-        let metacopy = external.map(|_| Item::Metacopy);
-        let redirect = external
-            .and_then(|object| object.redirect)
-            .map(|_| Item::Redirect);
-        // Where the two go among the sorted names: everything between them is escaped.
-        let (before, between) = if external.is_some() && self.options.format.is_c() {
-            let place =
-                |name: &[u8]| pairs.partition_point(|pair| *self.pairs[pair.index()].name < *name);
-            let before = place(overlay::METACOPY);
-            (before, place(overlay::REDIRECT) - before)
-        } else {
-            (0, 0)
-        };
-        let (before, rest) = pairs.split_at(before);
-        let (between, after) = rest.split_at(between);
-        let before = before.iter().copied().map(Item::Pair);
-        let between = between.iter().copied().map(Item::Pair);
-        let after = after.iter().copied().map(Item::Pair);
-        before
-            .chain(metacopy)
-            .chain(between)
-            .chain(redirect)
-            .chain(after)
+    fn sample_redirect(&self, group: usize) -> Option<Redirect<'a>> {
+        self.object(self.redirects.samples[group]).redirect
     }
 
-    /// The offset in the table, when the xattr stands there.
-    fn shared(&self, node: Node, item: Item) -> Option<u32> {
-        let group =
-            |groups: &Groups, offsets: &[u32]| Some(offsets[groups.of(node.inode(self.tree)?)?]);
-        match item {
-            Item::Pair(pair) => self.pairs[pair.index()].shared,
-            Item::Metacopy => group(&self.metacopies, &self.metacopy_offsets),
-            Item::Redirect => group(&self.redirects, &self.redirect_offsets),
+    fn node(&self, node: Node) -> NodeXattrs<'_, 'a> {
+        let inode = node.inode(self.tree);
+        NodeXattrs {
+            all: self,
+            inode,
+            pairs: &self.set(node).pairs,
+            object: inode
+                .filter(|&id| self.tree.is_external(id))
+                .and_then(|id| object(self.tree, id, self.options.dialect == Dialect::C)),
         }
-    }
-
-    /// As [`Self::items`], each with its offset in the table if it is a reference to that.
-    fn references(&self, node: Node) -> impl Iterator<Item = (Item, Option<u32>)> {
-        let limit = match self.options.dialect {
-            Dialect::C => MAX_SHARED_C,
-            Dialect::ComposefsRs => MAX_SHARED,
-        };
-        let mut count = 0;
-        self.items(node).map(move |item| {
-            let shared = self.shared(node, item).filter(|_| count < limit);
-            count += usize::from(shared.is_some());
-            (item, shared)
-        })
     }
 
     /// Size of the xattr body of an inode.
     pub(super) fn body_size(&self, node: Node) -> u64 {
+        let node = self.node(node);
         let mut size = 0;
-        for (item, shared) in self.references(node) {
+        for (item, shared) in node.references() {
             size += match (item, shared) {
                 (_, Some(_)) => 4,
                 (Item::Pair(pair), None) => self.pairs[pair.index()].size(),
-                (Item::Metacopy, None) => metacopy_size(self.node_object(node).digest),
-                (Item::Redirect, None) => redirect_size(&self.node_object(node)),
+                (Item::Metacopy(digest), None) => metacopy_size(digest),
+                (Item::Redirect(redirect), None) => redirect_size(redirect),
             };
         }
         if size == 0 {
@@ -470,13 +495,6 @@ impl<'a> Xattrs<'a> {
         }
     }
 
-    fn node_object(&self, node: Node) -> Object<'a> {
-        self.object(
-            node.inode(self.tree)
-                .expect("external files are in the tree"),
-        )
-    }
-
     /// Writes the xattr body of an inode. References count from `base`.
     pub(super) fn write_body(
         &self,
@@ -484,14 +502,15 @@ impl<'a> Xattrs<'a> {
         base: u64,
         out: &mut Sink<impl io::Write>,
     ) -> io::Result<()> {
+        let node = self.node(node);
         let (mut filter, mut shared_count, mut empty) = (0, 0, true);
-        for (item, shared) in self.references(node) {
+        for (item, shared) in node.references() {
             empty = false;
             shared_count += u8::from(shared.is_some());
             filter |= match item {
                 Item::Pair(pair) => self.pairs[pair.index()].filter,
-                Item::Metacopy => METACOPY_FILTER,
-                Item::Redirect => REDIRECT_FILTER,
+                Item::Metacopy(_) => METACOPY_FILTER,
+                Item::Redirect(_) => REDIRECT_FILTER,
             };
         }
         if empty {
@@ -499,18 +518,18 @@ impl<'a> Xattrs<'a> {
         }
         out.u32(!filter)?;
         out.put(&[shared_count, 0, 0, 0, 0, 0, 0, 0])?;
-        for offset in self.references(node).filter_map(|(_, shared)| shared) {
+        for offset in node.references().filter_map(|(_, shared)| shared) {
             out.u32(((base + u64::from(offset)) / 4) as u32)?;
         }
-        for (item, shared) in self.references(node) {
+        for (item, shared) in node.references() {
             match (item, shared) {
                 (_, Some(_)) => {}
                 (Item::Pair(pair), None) => {
                     let pair = &self.pairs[pair.index()];
                     write_entry(out, pair.index, pair.suffix(), &[pair.value])?;
                 }
-                (Item::Metacopy, None) => write_metacopy(out, self.node_object(node).digest)?,
-                (Item::Redirect, None) => write_redirect(out, &self.node_object(node))?,
+                (Item::Metacopy(digest), None) => write_metacopy(out, digest)?,
+                (Item::Redirect(redirect), None) => write_redirect(out, redirect)?,
             }
         }
         Ok(())
@@ -528,10 +547,15 @@ impl<'a> Xattrs<'a> {
                     write_entry(out, pair.index, pair.suffix(), &[pair.value])?;
                 }
                 Shared::Metacopy(group) => {
-                    write_metacopy(out, self.object(self.metacopies.samples[group]).digest)?;
+                    write_metacopy(
+                        out,
+                        self.object(self.metacopies.samples[group]).digest.as_ref(),
+                    )?;
                 }
                 Shared::Redirect(group) => {
-                    write_redirect(out, &self.object(self.redirects.samples[group]))?;
+                    if let Some(redirect) = self.sample_redirect(group) {
+                        write_redirect(out, &redirect)?;
+                    }
                 }
             }
         }
@@ -568,35 +592,27 @@ fn compare_for_c(a: &Pair<'_>, b: &Pair<'_>) -> Ordering {
         .then_with(|| (key(a), a.value).cmp(&(key(b), b.value)))
 }
 
-fn metacopy_size(digest: Option<VerityDigest>) -> u64 {
+fn metacopy_size(digest: Option<&VerityDigest>) -> u64 {
     let value = digest.map_or(0, |digest| 4 + digest.algorithm().digest_len());
     entry_size(METACOPY_SUFFIX.len(), value)
 }
 
-fn redirect_size(object: &Object<'_>) -> u64 {
-    let value = object.redirect.map_or(0, |redirect| redirect.len());
-    entry_size(REDIRECT_SUFFIX.len(), value)
+fn redirect_size(redirect: &Redirect<'_>) -> u64 {
+    entry_size(REDIRECT_SUFFIX.len(), redirect.len())
 }
 
 /// Version 0, length, no flags, algorithm, digest; or nothing.
-fn write_metacopy(out: &mut Sink<impl io::Write>, digest: Option<VerityDigest>) -> io::Result<()> {
+fn write_metacopy(out: &mut Sink<impl io::Write>, digest: Option<&VerityDigest>) -> io::Result<()> {
     let Some(digest) = digest else {
         return write_entry(out, TRUSTED, METACOPY_SUFFIX, &[]);
     };
     let algorithm = digest.algorithm();
-    let header = [
-        0,
-        4 + algorithm.digest_len() as u8,
-        0,
-        algorithm.kernel_id(),
-    ];
+    let len = 4 + algorithm.digest_len() as u8;
+    let header = [0, len, 0, algorithm.kernel_id()];
     write_entry(out, TRUSTED, METACOPY_SUFFIX, &[&header, digest.as_bytes()])
 }
 
-fn write_redirect(out: &mut Sink<impl io::Write>, object: &Object<'_>) -> io::Result<()> {
-    let Some(redirect) = object.redirect else {
-        return Ok(());
-    };
+fn write_redirect(out: &mut Sink<impl io::Write>, redirect: &Redirect<'_>) -> io::Result<()> {
     redirect.with_value(|value| write_entry(out, TRUSTED, REDIRECT_SUFFIX, &[value]))
 }
 
