@@ -109,6 +109,18 @@ mod tests {
     }
 
     #[test]
+    fn the_storage_conf_we_ship_is_right_for_both_layouts_and_has_the_view() {
+        let conf = conf(include_str!("../../contrib/containers-storage.conf"));
+        for layout in [Layout::Blob, Layout::Mounted] {
+            check_host(&conf, layout).unwrap();
+        }
+        assert_eq!(
+            conf.additional_image_stores,
+            [Path::new("/var/lib/composefs-store/composefs-store/podman")]
+        );
+    }
+
+    #[test]
     fn mount_programs_and_other_drivers_are_refused() {
         let program = "[storage.options.overlay]\nmount_program = \"/usr/bin/fuse-overlayfs\"\n";
         assert!(matches!(

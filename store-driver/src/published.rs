@@ -144,11 +144,9 @@ pub fn refresh_names(repository: &Repository) -> Result<Vec<ImageId>> {
         return Ok(Vec::new());
     }
     let mut store = Store::open(repository)?;
-    let wanted = wanted_names(repository)?;
-    if store
-        .own
-        .root()
-        .image_records()?
+    let records = store.own.root().image_records()?;
+    let wanted = wanted_names(repository, &records)?;
+    if records
         .iter()
         .all(|record| names_in(&wanted, record) == record.names)
     {
@@ -165,8 +163,12 @@ pub fn refresh_names(repository: &Repository) -> Result<Vec<ImageId>> {
 pub(crate) type WantedNames = BTreeMap<ImageId, BTreeSet<String>>;
 
 /// The names that the repository's tags give. A name that two tags with different images would get (`app`
-/// and `localhost/app:latest`) goes to the tag that is the name itself.
-pub(crate) fn wanted_names(repository: &Repository) -> Result<WantedNames> {
+/// and `localhost/app:latest`) goes to the tag that is the name itself. `published` saves opening images
+/// that are known, and keeps the names of one whose manifest cannot be read any more.
+pub(crate) fn wanted_names(
+    repository: &Repository,
+    published: &[ImageRecord],
+) -> Result<WantedNames> {
     let mut owners: BTreeMap<String, (Tag, oci::ManifestDigest)> = BTreeMap::new();
     for (tag, manifest) in oci::tags(repository)? {
         let Some(name) = podman_name(tag.as_str()) else {
@@ -177,7 +179,13 @@ pub(crate) fn wanted_names(repository: &Repository) -> Result<WantedNames> {
             owners.insert(name, (tag, manifest));
         }
     }
-    let mut configs: BTreeMap<oci::ManifestDigest, Option<ImageId>> = BTreeMap::new();
+    let mut ids: BTreeMap<oci::ManifestDigest, Option<ImageId>> = published
+        .iter()
+        .filter_map(|record| {
+            let manifest = record.digest.as_ref()?.as_str().parse().ok()?;
+            Some((manifest, Some(record.id.clone())))
+        })
+        .collect();
     let mut wanted = WantedNames::new();
     for (name, (_, manifest)) in owners {
         let id =

@@ -129,8 +129,8 @@ fn add_image(
     let id = image_id(image);
     let manifest = ManifestDigest::from_bytes(*image.manifest().digest().as_bytes());
     let config = ConfigDigest::from_bytes(*image.config().digest().as_bytes());
-    let wanted = wanted_names(repository)?;
     let present = store.own.root().image_records()?;
+    let wanted = wanted_names(repository, &present)?;
     let is_present = |record: &ImageRecord| {
         record.id == id
             && record
