@@ -188,16 +188,15 @@ pub(crate) fn wanted_names(
         .collect();
     let mut wanted = WantedNames::new();
     for (name, (_, manifest)) in owners {
-        let id =
-            configs
-                .entry(manifest)
-                .or_insert_with(|| match oci::image(repository, manifest) {
-                    Ok(image) => Some(image_id(&image)),
-                    Err(error) => {
-                        tracing::warn!(%manifest, "image is left out of podman's names: {error}");
-                        None
-                    }
-                });
+        let id = ids
+            .entry(manifest)
+            .or_insert_with(|| match oci::image(repository, manifest) {
+                Ok(image) => Some(image_id(&image)),
+                Err(error) => {
+                    tracing::warn!(%manifest, "image is left out of podman's names: {error}");
+                    None
+                }
+            });
         if let Some(id) = id {
             wanted.entry(id.clone()).or_default().insert(name);
         }
