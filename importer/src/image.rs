@@ -58,7 +58,7 @@ impl Default for ImportOptions {
 }
 
 impl ImportOptions {
-    fn jobs(&self) -> usize {
+    fn threads(&self) -> usize {
         self.jobs
             .or_else(|| std::thread::available_parallelism().ok())
             .map_or(1, NonZeroUsize::get)
@@ -256,7 +256,7 @@ impl<'a> Import<'a> {
 
     /// Reads layers side by side; stops them all at the first error.
     fn read_group(&mut self, batch: &Batch<'_>, group: &[usize]) -> Result<(), ImportError> {
-        let jobs = self.options.jobs();
+        let jobs = self.options.threads();
         let readers = jobs.min(group.len()).clamp(1, READERS_MAX);
         let mut order = group.to_vec();
         // The largest first: it is the one that the others would wait for at the end.
@@ -336,6 +336,7 @@ impl<'a> Import<'a> {
             Err(error) if is_unfit(&error) => {
                 let reason = error.to_string();
                 self.warnings.push(Warning::NoRootfs { reason });
+                self.times.rootfs = started.elapsed();
                 return Ok(images);
             }
             Err(source) => {

@@ -3,6 +3,9 @@
 //! A stream's name says that it was complete once. A collection by another program that was interrupted
 //! may have taken objects from under a name that nothing referred to, so such a name is believed only
 //! after a look at everything behind it. What a tag refers to is different: collections keep it.
+//!
+//! A layer that composefs-rs stored counts like one of ours, although composefs-rs takes the diff ID from
+//! the config without comparing it: its name does not say who wrote it.
 
 use composefs_image::VerityDigest;
 use repository::layers::{Chunk, Chunks as _, LayerStream};
