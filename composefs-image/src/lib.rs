@@ -7,6 +7,7 @@ pub mod format;
 pub mod fsverity;
 #[cfg(any(test, feature = "generator"))]
 pub mod generator;
+pub mod karg;
 pub mod tree;
 
 pub use erofs::{

@@ -265,8 +265,14 @@ impl Reader {
         if self.dialect == Dialect::C && nlink != 1 && kind != Kind::Directory {
             self.nlinks.insert(id, nlink);
         }
+        // The C tools do not mind a space at the end of the line.
+        let xattrs = match (xattrs, self.dialect) {
+            (Some(text), Dialect::C) => Some(text.strip_suffix(b" ").unwrap_or(text)),
+            (xattrs, _) => xattrs,
+        };
         match xattrs {
             None => Ok(()),
+            Some(b"") if self.dialect == Dialect::C => Ok(()),
             Some(text) => self.xattrs(id, text),
         }
     }
@@ -385,15 +391,7 @@ impl Reader {
             return Err(LineError::Xattrs);
         }
         let mut xattrs = Vec::new();
-        // Nothing behind a space at the end of the line.
         for xattr in text.split(|&byte| byte == b' ') {
-            if self.dialect == Dialect::C
-                && xattr.is_empty()
-                && xattrs.is_empty()
-                && text.is_empty()
-            {
-                continue;
-            }
             let equals = xattr.iter().position(|&byte| byte == b'=');
             let (name, value) = xattr.split_at(equals.ok_or(LineError::Xattr)?);
             let escape = || LineError::Escape(Field::Xattr);

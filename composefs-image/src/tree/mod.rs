@@ -254,6 +254,24 @@ impl Tree {
         id
     }
 
+    /// Adds an inode with the type, content, metadata and xattrs of another one, which is no
+    /// directory. It has no name yet: this is how a hard link is made a file of its own.
+    ///
+    /// # Panics
+    /// If it is a directory.
+    pub fn duplicate(&mut self, id: InodeId) -> InodeId {
+        assert!(!self.is_directory(id), "a directory has one name only");
+        let copy = InodeId(u32::try_from(self.inodes.len()).expect("fewer than 2^32 inodes"));
+        if let Some(path) = self.paths.get(&id) {
+            self.paths.insert(copy, path.clone());
+        }
+        self.inodes.push(Inode {
+            names: 0,
+            ..self.inode(id).clone()
+        });
+        copy
+    }
+
     fn store(&mut self, id: InodeId, kind: Kind<'_>) -> Node {
         match kind {
             Kind::Directory => {
