@@ -53,7 +53,11 @@ pub(super) fn put_on_top(merged: &mut Tree, layer: &LayerTree) {
                     } else {
                         let new = merged.add(source.metadata(id), kind);
                         merged.set_xattrs(new, source.xattrs(id));
-                        if source.name_count(id) > 1 {
+                        let names = source.name_count(id);
+                        if names > 1 {
+                            // The kernel shows the link count of the layer's file, also where upper
+                            // layers hide some of its names.
+                            merged.set_nlink(new, Some(names));
                             linked.insert(id, new);
                         }
                         new

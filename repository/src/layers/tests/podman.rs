@@ -137,13 +137,13 @@ fn a_hard_link_changes_the_file_that_it_links_to() {
 }
 
 #[test]
-fn links_are_counted_in_the_merged_tree() {
+fn links_are_counted_in_the_layer_that_has_them() {
     assert_eq!(
         tree(&[
             &[file("a"), link("b", "a"), link("c", "a")],
             &[file(".wh.b"), file("c")],
         ]),
-        ["a f 644 0:0 100 1 \"\"", "c f 644 0:0 100 1 \"\""]
+        ["a f 644 0:0 100 3 \"\"", "c f 644 0:0 100 1 \"\""]
     );
 }
 
