@@ -152,7 +152,14 @@ impl Podman {
     pub fn tree(&self, image: &str, options: &[&str]) -> Result<Tree> {
         let id = self
             .command("podman")
-            .args(["run", "--detach", "--hostname", "container"])
+            .args([
+                "run",
+                "--pull",
+                "never",
+                "--detach",
+                "--hostname",
+                "container",
+            ])
             .args(options)
             .args([image, "/bin/sleep", "600"])
             .output()

@@ -4,7 +4,7 @@ use crate::scene::{IMAGE, Scene};
 use anyhow::{Context, Result, ensure};
 use composefs_image::{Dialect, Format, WriteOptions};
 use integration::store::Layout;
-use integration::{Finished, Kind, Machine, Peers, Release, Store, finish, ok};
+use integration::{Finished, Kind, Machine, Peers, Release, Store, ok};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -129,21 +129,24 @@ fn we_accept_list_and_keep_what_cfsctl_wrote() -> Result<()> {
     Ok(())
 }
 
-/// Makes the image again with the C tools from their own dump of it, byte for byte.
-fn c_tools_reproduce(machine: &Machine, image: &Path) -> Result<()> {
-    let script = "composefs-info dump \"$1\" >/tmp/dump && \
-         mkcomposefs --from-file /tmp/dump /tmp/again && cmp \"$1\" /tmp/again";
-    let done = finish(
-        machine
-            .command("sh")
-            .args(["-euc", script, "sh"])
-            .arg(image),
-    )?;
-    done.success().map(drop)
+/// The C tools read the image, and what they make of it is the same tree to them.
+///
+/// Not the same bytes: composefs-rs orders shared xattrs in its own way, and an image in a repository
+/// must be the one that it would make.
+fn c_tools_read(machine: &Machine, image: &Path) -> Result<()> {
+    let script = "composefs-info dump \"$1\" >/tmp/dump && test -s /tmp/dump && \
+         mkcomposefs --min-version=1 --max-version=1 --from-file /tmp/dump /tmp/again && \
+         composefs-info dump /tmp/again | cmp /tmp/dump -";
+    ok(machine
+        .command("sh")
+        .args(["-euc", script, "sh"])
+        .arg(image))?;
+    ok(machine.command("fsck.erofs").arg(image))?;
+    Ok(())
 }
 
 #[test]
-fn mkcomposefs_makes_every_image_that_we_published_byte_for_byte() -> Result<()> {
+fn c_tools_read_every_image_that_we_wrote() -> Result<()> {
     let scene = Scene::hard(Release::Sid, Kind::Btrfs)?;
     scene.published(Layout::Blob)?;
     let layers = scene
@@ -162,8 +165,7 @@ fn mkcomposefs_makes_every_image_that_we_published_byte_for_byte() -> Result<()>
         }
     }
     for image in images {
-        c_tools_reproduce(&scene.machine, &image)?;
-        ok(scene.machine.command("fsck.erofs").arg(&image))?;
+        c_tools_read(&scene.machine, &image)?;
     }
     Ok(())
 }
