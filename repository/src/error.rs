@@ -87,7 +87,7 @@ pub enum Error {
         algorithm: Algorithm,
     },
     /// An object that exists isn't what its name says.
-    #[error("object {digest} is damaged: {damage}; `fsck --repair` can mend it")]
+    #[error("object {digest} is damaged: {damage}; remove its file from objects/ and import the image again")]
     DamagedObject {
         /// The object's name.
         digest: VerityDigest,

@@ -128,10 +128,9 @@ pub fn untag(repository: &Repository, tag: &Tag) -> Result<bool> {
 
 /// Finds an image by what a user calls it. The first of these that fits:
 ///
-/// 1. a tag;
+/// 1. a tag, which may lack `:latest` and `localhost/`, as podman completes names;
 /// 2. `sha256:` and the digest of its manifest, or its ID (the digest of its config);
-/// 3. the end of a tag from a slash on, with or without `:latest`;
-/// 4. the beginning of its ID or manifest digest, at least three hexadecimal digits.
+/// 3. the beginning of its ID or manifest digest, at least three hexadecimal digits.
 ///
 /// [`OciError::Ambiguous`] if several images fit equally. Images of the same ID count as one; then
 /// it is one with a tag, if there is one.
@@ -142,26 +141,10 @@ pub fn find(repository: &Repository, name: &str) -> Result<Image> {
 
 fn find_digest(repository: &Repository, name: &str) -> Result<ManifestDigest> {
     let tags = tags(repository)?;
-    let exact = Tag::new(name).ok().and_then(|tag| tags.get(&tag));
-    if let Some(&digest) = exact {
-        return Ok(digest);
-    }
-    let by_end = || {
-        let fits = |tag: &Tag| {
-            let tag = tag.as_str();
-            [tag, tag.strip_suffix(":latest").unwrap_or(tag)]
-                .into_iter()
-                .filter_map(|tag| tag.strip_suffix(name))
-                .any(|rest| rest.is_empty() || rest.ends_with('/'))
-        };
-        let fitting = tags.iter().filter(|(tag, _)| fits(tag));
-        let fitting = fitting.map(|(tag, digest)| (*digest, tag.to_string()));
-        unique(name, fitting.collect())
-    };
-    if !name.is_empty()
-        && !name.starts_with("sha256:")
-        && let Some(digest) = by_end()?
-    {
+    let tagged = spellings(name)
+        .into_iter()
+        .find_map(|name| tags.get(&Tag::new(name).ok()?));
+    if let Some(&digest) = tagged {
         return Ok(digest);
     }
 
@@ -195,6 +178,20 @@ fn find_digest(repository: &Repository, name: &str) -> Result<ManifestDigest> {
         }
     }
     unique(name, fitting)?.ok_or_else(|| OciError::NotFound(name.into()))
+}
+
+/// The tags that a name may stand for, as podman completes names: with `:latest`, and on `localhost`.
+/// Never the end of a longer name, which may be somebody else's image.
+fn spellings(name: &str) -> Vec<String> {
+    let mut spellings = vec![name.to_owned()];
+    let last = name.rsplit('/').next().unwrap_or(name);
+    if !last.contains([':', '@']) {
+        spellings.push(format!("{name}:latest"));
+    }
+    for index in 0..spellings.len() {
+        spellings.push(format!("localhost/{}", spellings[index]));
+    }
+    spellings
 }
 
 fn unique(name: &str, fitting: Vec<(ManifestDigest, String)>) -> Result<Option<ManifestDigest>> {

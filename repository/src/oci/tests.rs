@@ -234,13 +234,13 @@ fn an_image_is_found_by_tag_digest_id_and_their_parts() {
     fixture.store(&app, &[], Some("quay.io/org/app:latest"));
     fixture.store(&base, &[], Some("localhost/base:1"));
     let repository = fixture.open();
+    let found = find(&repository, "base:1").unwrap();
+    assert_eq!(found.manifest().digest(), base.manifest.digest());
     let digest = app.manifest.digest();
     let id = app.config.digest();
     for name in [
         "quay.io/org/app:latest".to_owned(),
         "quay.io/org/app".into(),
-        "org/app:latest".into(),
-        "app".into(),
         digest.to_string(),
         digest.to_hex(),
         id.to_string(),
@@ -253,7 +253,8 @@ fn an_image_is_found_by_tag_digest_id_and_their_parts() {
     }
     for name in [
         "",
-        "pp",
+        "app",
+        "org/app:latest",
         "base",
         "org",
         "@x",
@@ -269,17 +270,8 @@ fn an_image_is_found_by_tag_digest_id_and_their_parts() {
 }
 
 #[test]
-fn a_name_of_several_images_is_ambiguous() {
+fn the_beginning_of_several_ids_is_ambiguous() {
     let fixture = Fixture::new();
-    fixture.store(&made("a", ""), &[], Some("one.example/app:latest"));
-    fixture.store(&made("b", ""), &[], Some("two.example/app"));
-    let error = find(&fixture.open(), "app").unwrap_err();
-    let OciError::Ambiguous { name, candidates } = error else {
-        panic!("{error}");
-    };
-    assert_eq!(name, "app");
-    assert_eq!(candidates, ["one.example/app:latest", "two.example/app"]);
-
     // Images enough that two begin with the same three digits.
     let mut seen = std::collections::HashMap::new();
     let (prefix, twins) = (0..)
