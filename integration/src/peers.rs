@@ -58,6 +58,14 @@ impl Peers {
         existing(self.cache.join("cfsctl/bin/cfsctl"))
     }
 
+    /// The program of `integration/oracle`: images of dumpfiles as composefs-rs writes them.
+    pub fn composefs_rs_oracle(&self) -> Result<PathBuf> {
+        existing(
+            self.cache
+                .join("composefs-rs-oracle/bin/composefs-rs-oracle"),
+        )
+    }
+
     /// The program under test.
     pub fn composefs_store(&self) -> Result<PathBuf> {
         existing(self.scratch.join("bin/composefs-store"))

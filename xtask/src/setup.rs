@@ -1,4 +1,5 @@
-//! What a fresh Debian 12 lacks: packages, newer Debians in root directories, and `cfsctl`.
+//! What a fresh Debian 12 lacks: packages, newer Debians in root directories, and the peers that are
+//! built from source.
 //!
 //! Each part is made only where it is missing or was made from another recipe, and appears under its
 //! name only when it is complete. A part that cannot be made is an error, never a skipped test.
@@ -8,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use integration::peers::cache_dir;
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
@@ -70,7 +72,8 @@ pub(crate) fn for_tests() -> Result<()> {
     for (release, packages) in ROOTS {
         debian(release, packages).with_context(|| format!("make the {release} root directory"))?;
     }
-    cfsctl().context("install cfsctl")
+    cfsctl().context("install cfsctl")?;
+    oracle().context("install the program of integration/oracle")
 }
 
 /// A lock in the cache directory, held until dropped.
@@ -147,28 +150,42 @@ fn debian(release: &str, packages: &[&str]) -> Result<()> {
 }
 
 fn cfsctl() -> Result<()> {
-    let done = cache_dir().join("cfsctl");
+    let source = ["composefs-ctl", "--version", CFSCTL_VERSION].map(OsString::from);
     let wanted = format!("composefs-ctl {CFSCTL_VERSION} ");
-    if std::fs::read_to_string(done.join(".crates.toml")).is_ok_and(|found| found.contains(&wanted))
+    install("cfsctl", &wanted, &source)
+}
+
+/// composefs-rs as a library, behind a program that answers thousands of requests.
+fn oracle() -> Result<()> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../integration/oracle");
+    let manifest = std::fs::read_to_string(path.join("Cargo.toml"))?;
+    let version = manifest
+        .lines()
+        .find_map(|line| line.strip_prefix("version = \"")?.strip_suffix('"'))
+        .context("its Cargo.toml has no version")?;
+    let wanted = format!("composefs-rs-oracle {version} ");
+    let source = [OsString::from("--path"), path.clone().into()];
+    install("composefs-rs-oracle", &wanted, &source)
+}
+
+/// Installs a program into a directory of the cache, unless `.crates.toml` there has `wanted`.
+fn install(name: &str, wanted: &str, source: &[OsString]) -> Result<()> {
+    let done = cache_dir().join(name);
+    if std::fs::read_to_string(done.join(".crates.toml")).is_ok_and(|found| found.contains(wanted))
     {
         return Ok(());
     }
-    let new = cache_dir().join("cfsctl.new");
+    let new = cache_dir().join(format!("{name}.new"));
     remove(&new)?;
     ok(cargo()
-        .args([
-            "install",
-            "--locked",
-            "composefs-ctl",
-            "--version",
-            CFSCTL_VERSION,
-        ])
+        .args(["install", "--locked"])
+        .args(source)
         .arg("--root")
         .arg(&new)
         // Not the lints, profiles and aliases of this workspace.
         .current_dir("/"))?;
-    if !new.join("bin/cfsctl").exists() {
-        bail!("cargo install made no cfsctl");
+    if !new.join("bin").join(name).exists() {
+        bail!("cargo install made no {name}");
     }
     remove(&done)?;
     std::fs::rename(&new, &done)?;

@@ -8,6 +8,7 @@ mod crashes;
 mod damage;
 mod filesystems;
 mod harness;
+mod images;
 mod locking;
 mod peers;
 mod publishing;
