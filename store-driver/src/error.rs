@@ -146,6 +146,12 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// Some layers could not be mounted; all others are.
+    #[error("{} cannot be mounted: {}", count(failed.len()), describe(failed))]
+    NotAllMounted {
+        /// The layers, and why.
+        failed: Vec<(LayerId, Error)>,
+    },
     /// No published image, or more than one, is meant by this.
     #[error("no published image is meant by {image:?}; `images` lists them")]
     NotPublished {
@@ -175,4 +181,26 @@ impl Error {
             source: source.into(),
         }
     }
+}
+
+fn count(layers: usize) -> String {
+    match layers {
+        1 => "1 layer".to_owned(),
+        _ => format!("{layers} layers"),
+    }
+}
+
+/// Each layer with its error and what caused that.
+fn describe(failed: &[(LayerId, Error)]) -> String {
+    let one = |(layer, error): &(LayerId, Error)| {
+        let mut text = format!("{layer}: {error}");
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    };
+    failed.iter().map(one).collect::<Vec<_>>().join("; ")
 }

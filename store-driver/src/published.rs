@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use containers_storage::{
     ConfigDigest, Digest, ImageId, ImageRecord, LayerId, own_store::OwnStore,
 };
-use repository::{Repository, Tag, VerityDigest, oci};
+use repository::{Repository, VerityDigest, oci};
 use serde::Serialize;
 
 use crate::{
@@ -169,14 +169,14 @@ pub(crate) fn wanted_names(
     repository: &Repository,
     published: &[ImageRecord],
 ) -> Result<WantedNames> {
-    let mut owners: BTreeMap<String, (Tag, oci::ManifestDigest)> = BTreeMap::new();
+    let mut owners: BTreeMap<String, oci::ManifestDigest> = BTreeMap::new();
     for (tag, manifest) in oci::tags(repository)? {
         let Some(name) = podman_name(tag.as_str()) else {
             continue;
         };
         let is_exact = tag.as_str() == name;
         if is_exact || !owners.contains_key(&name) {
-            owners.insert(name, (tag, manifest));
+            owners.insert(name, manifest);
         }
     }
     let mut ids: BTreeMap<oci::ManifestDigest, Option<ImageId>> = published
@@ -187,7 +187,7 @@ pub(crate) fn wanted_names(
         })
         .collect();
     let mut wanted = WantedNames::new();
-    for (name, (_, manifest)) in owners {
+    for (name, manifest) in owners {
         let id = ids
             .entry(manifest)
             .or_insert_with(|| match oci::image(repository, manifest) {

@@ -5,6 +5,7 @@
 //! built on any of them, and containers of that image mount it.
 
 use std::{
+    collections::HashSet,
     fs::{self, DirBuilder},
     io,
     os::{fd::AsFd, unix::fs::DirBuilderExt},
@@ -39,7 +40,8 @@ pub struct ServeReport {
 }
 
 /// Mounts the view and every published layer whose layout wants it, as far as they are not mounted yet.
-/// Needs `CAP_SYS_ADMIN`; what it mounts is seen in the mount namespace of the caller.
+/// Needs `CAP_SYS_ADMIN`; what it mounts is seen in the mount namespace of the caller. A layer that
+/// cannot be mounted does not keep the others from it ([`Error::NotAllMounted`]).
 pub fn serve_mounts(repository: &Repository) -> Result<ServeReport> {
     let store = Store::open(repository)?;
     store.check_place()?;
@@ -51,22 +53,41 @@ pub fn serve_mounts(repository: &Repository) -> Result<ServeReport> {
     };
     let mounts = LayerMounts::new(repository, &store.paths)?;
     let records = store.own.root().layer_records()?;
-    for layer in records.into_iter().map(|record| record.id) {
-        if Layout::of(&store.paths, &layer)? != Layout::Mounted {
-            continue;
-        }
-        let image = image_of(repository, &layer)?.ok_or_else(|| Error::Damaged {
-            store: store.paths.store(),
-            problem: format!(
-                "the repository has no image for the published layer {layer}; publish its image again"
-            ),
-        })?;
-        match mounts.ensure(&layer, &image)? {
-            Mounted::Now => report.mounted.push(layer),
-            Mounted::Before => report.already_mounted.push(layer),
+    let layers = || records.iter().map(|record| &record.id);
+    mounts.remove_others(&layers().cloned().collect())?;
+    let mut failed = Vec::new();
+    for layer in layers() {
+        match serve_layer(repository, &store, &mounts, layer) {
+            Ok(Some(Mounted::Now)) => report.mounted.push(layer.clone()),
+            Ok(Some(Mounted::Before)) => report.already_mounted.push(layer.clone()),
+            Ok(None) => {}
+            Err(error) => failed.push((layer.clone(), error)),
         }
     }
-    Ok(report)
+    if failed.is_empty() {
+        Ok(report)
+    } else {
+        Err(Error::NotAllMounted { failed })
+    }
+}
+
+/// Mounts a layer if its layout wants it.
+fn serve_layer(
+    repository: &Repository,
+    store: &Store,
+    mounts: &LayerMounts<'_>,
+    layer: &LayerId,
+) -> Result<Option<Mounted>> {
+    if Layout::of(&store.paths, layer)? != Layout::Mounted {
+        return Ok(None);
+    }
+    let image = image_of(repository, layer)?.ok_or_else(|| Error::Damaged {
+        store: store.paths.store(),
+        problem: format!(
+            "the repository has no image for the published layer {layer}; publish its image again"
+        ),
+    })?;
+    mounts.ensure(layer, &image).map(Some)
 }
 
 /// Takes all mounts of the repository's store away, in any order of start and stop. Running containers
@@ -176,18 +197,19 @@ impl<'a> LayerMounts<'a> {
         make_run_directory(target, 0o700)
     }
 
-    /// Takes a layer's mount and its directory away, if they are there.
-    pub(crate) fn remove(&self, layer: &LayerId) -> Result<()> {
-        let target = self.paths.layer_mount(layer);
-        if self.table.top_at(&target).is_some() {
-            unmount(&target, Busy::Detach)?;
-        }
-        match fs::remove_dir(&target) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::io("remove", target)(error))
+    /// Takes the mounts of layers away that are not in the store (any more).
+    pub(crate) fn remove_others(&self, present: &HashSet<LayerId>) -> Result<()> {
+        let layers = self.paths.run().join("layers");
+        for mount in self.table.below(&layers) {
+            let name = mount.target.strip_prefix(&layers).ok();
+            let layer = name.and_then(|name| name.to_str()?.parse::<LayerId>().ok());
+            if layer.is_none_or(|layer| !present.contains(&layer)) {
+                unmount(&mount.target, Busy::Detach)?;
+                // Another mount may be below this one, or the directory in use otherwise.
+                let _ = fs::remove_dir(&mount.target);
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 

@@ -90,7 +90,7 @@ fn sweep(repository: &Repository, store: &mut Store) -> Result<(Vec<LayerId>, Ve
         .filter(|record| !needed.contains(&record.id))
         .collect();
     if candidates.is_empty() {
-        remove_refs(repository, store)?;
+        clear_up(repository, store)?;
         return Ok((Vec::new(), Vec::new()));
     }
     let asked: Vec<(LayerId, Option<LinkId>)> = candidates
@@ -118,23 +118,11 @@ fn sweep(repository: &Repository, store: &mut Store) -> Result<(Vec<LayerId>, Ve
 
     // Looks for users a second time before anything is lost.
     store.settle_removed()?;
-    let present: HashSet<LayerId> = store
-        .own
-        .root()
-        .layer_records()?
-        .into_iter()
-        .map(|record| record.id)
-        .collect();
-    let removed: Vec<LayerId> = free
+    let present = clear_up(repository, store)?;
+    let removed = free
         .into_iter()
         .filter(|layer| !present.contains(layer))
         .collect();
-    let mounts = LayerMounts::new(repository, &store.paths)?;
-    for layer in &removed {
-        mounts.remove(layer)?;
-    }
-    failpoint("unpublish-unmounted");
-    remove_refs(repository, store)?;
     let kept = candidates
         .into_iter()
         .filter(|record| present.contains(&record.id))
@@ -146,19 +134,20 @@ fn sweep(repository: &Repository, store: &mut Store) -> Result<(Vec<LayerId>, Ve
     Ok((removed, kept))
 }
 
-/// Removes the refs of layers that are neither in the store nor waiting to be restored to it.
-fn remove_refs(repository: &Repository, store: &Store) -> Result<()> {
-    let mut keep: HashSet<RefPath> = HashSet::new();
-    for record in store.own.root().layer_records()? {
-        keep.insert(layer_ref(&record.id)?);
-    }
-    for layer in store.own.removed()? {
-        keep.insert(layer_ref(&layer.id)?);
-    }
+/// Takes mounts and refs away that no layer of the store has. Returns the layers there are.
+fn clear_up(repository: &Repository, store: &Store) -> Result<HashSet<LayerId>> {
+    let records = store.own.root().layer_records()?;
+    let mut layers: HashSet<LayerId> = records.into_iter().map(|record| record.id).collect();
+    let present = layers.clone();
+    // Those that wait to be restored are still somebody's.
+    layers.extend(store.own.removed()?.into_iter().map(|layer| layer.id));
+    LayerMounts::new(repository, &store.paths)?.remove_others(&layers)?;
+    failpoint("unpublish-unmounted");
+    let keep: HashSet<RefPath> = layers.iter().map(layer_ref).collect::<Result<_>>()?;
     for entry in repository.refs(Category::Images)?.entries {
         if entry.path.as_path().starts_with(PUBLISHED) && !keep.contains(&entry.path) {
             repository.remove_ref(Category::Images, &entry.path)?;
         }
     }
-    Ok(())
+    Ok(present)
 }
