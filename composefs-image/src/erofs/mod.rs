@@ -14,6 +14,6 @@ mod writer;
 pub use crate::format::Format;
 pub use reader::{
     ImageObjects, ImageWalk, InodeError, NamedInode, ReadError, StoredData, StoredInode,
-    StoredName, hard_linked, image_objects, read_image, walk_image,
+    StoredName, StoredXattr, hard_linked, image_objects, read_image, walk_image,
 };
 pub use writer::{Dialect, Misfit, WriteError, WriteOptions, write_image};

@@ -16,7 +16,8 @@ use crate::tree::TreeError;
 pub use objects::{ImageObjects, image_objects};
 pub use tree::read_image;
 pub use walk::{
-    ImageWalk, NamedInode, StoredData, StoredInode, StoredName, hard_linked, walk_image,
+    ImageWalk, NamedInode, StoredData, StoredInode, StoredName, StoredXattr, hard_linked,
+    walk_image,
 };
 
 /// Why an image cannot be read.

@@ -34,8 +34,11 @@ pub struct StoredInode<'a> {
     /// What the image has of the content.
     pub data: StoredData<'a>,
     /// Full names and values: first those of the inode itself, then those it shares.
-    pub xattrs: Vec<(Vec<u8>, &'a [u8])>,
+    pub xattrs: Vec<StoredXattr<'a>>,
 }
+
+/// Full name, as the image has it, and value of an xattr.
+pub type StoredXattr<'a> = (Vec<u8>, &'a [u8]);
 
 /// What an image has of an inode's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -198,7 +201,7 @@ impl<'a> ImageWalk<'a> {
         })
     }
 
-    fn xattrs(&mut self, inode: &Inode<'a>) -> Result<Vec<(Vec<u8>, &'a [u8])>, ReadError> {
+    fn xattrs(&mut self, inode: &Inode<'a>) -> Result<Vec<StoredXattr<'a>>, ReadError> {
         let mut local = Vec::new();
         let mut shared = Vec::new();
         for reference in inode.xattrs()? {
@@ -331,11 +334,7 @@ mod tests {
                 .walk()
                 .map(|visit| {
                     let mode = met.insert(visit.id).then(|| tree.st_mode(visit.id));
-                    (
-                        visit.depth,
-                        visit.name.to_vec(),
-                        mode.map(|mode| mode as u16),
-                    )
+                    (visit.depth, visit.name.to_vec(), mode)
                 })
                 .collect();
             assert_eq!(walked, expected, "seed {seed}");
