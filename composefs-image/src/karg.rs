@@ -38,16 +38,16 @@ pub enum VerityRequirement {
 /// A kernel argument that names the image to boot. Displayed as it stands on the command line.
 ///
 /// ```
-/// use composefs_image::VerityDigest;
+/// use composefs_image::{Algorithm, verity_digest};
 /// use composefs_image::karg::{ArgumentForm, ImageArgument, VerityRequirement, candidates};
 ///
 /// let argument = ImageArgument {
 ///     form: ArgumentForm::V1,
 ///     verity: VerityRequirement::Optional,
-///     digest: VerityDigest::sha256([0xab; 32]),
+///     digest: verity_digest(Algorithm::Sha256, b"image"),
 /// };
 /// let line = format!("rw {argument} quiet");
-/// assert!(line.starts_with("rw composefs.digest=?v1-sha256-12:abab"));
+/// assert!(line.starts_with("rw composefs.digest=?v1-sha256-12:"));
 /// let found: Result<Vec<_>, _> = candidates(line.as_bytes()).collect();
 /// assert_eq!(found?, [argument]);
 /// # Ok::<(), composefs_image::karg::ArgumentError>(())
@@ -161,7 +161,9 @@ pub fn for_loader(
             plain.get_or_insert((argument, value));
             continue;
         }
-        let described = value.describe().map_err(|problem| error(argument, problem))?;
+        let described = value
+            .describe()
+            .map_err(|problem| error(argument, problem))?;
         if described.algorithm == Some(algorithm) {
             let found = described.finish();
             return found.map(Some).map_err(|problem| error(argument, problem));
@@ -241,7 +243,11 @@ impl<'a> Value<'a> {
             });
         }
         let none = || ArgumentProblem::NoDescription;
-        let colon = self.rest.iter().position(|byte| *byte == b':').ok_or_else(none)?;
+        let colon = self
+            .rest
+            .iter()
+            .position(|byte| *byte == b':')
+            .ok_or_else(none)?;
         let (description, digest) = (&self.rest[..colon], &self.rest[colon + 1..]);
         let description = str::from_utf8(description).map_err(|_| none())?;
         let mut parts = description.split('-');
@@ -318,10 +324,30 @@ mod tests {
         for (form, verity, digest, expected) in [
             (Plain, Required, sha256(10), format!("composefs={short}")),
             (Plain, Optional, sha512(10), format!("composefs=?{long}")),
-            (V1, Required, sha256(10), format!("composefs.digest=v1-sha256-12:{short}")),
-            (V1, Optional, sha512(10), format!("composefs.digest=?v1-sha512-12:{long}")),
-            (V2, Required, sha512(10), format!("composefs.digest=v2-sha512-12:{long}")),
-            (V2, Optional, sha256(10), format!("composefs.digest=?v2-sha256-12:{short}")),
+            (
+                V1,
+                Required,
+                sha256(10),
+                format!("composefs.digest=v1-sha256-12:{short}"),
+            ),
+            (
+                V1,
+                Optional,
+                sha512(10),
+                format!("composefs.digest=?v1-sha512-12:{long}"),
+            ),
+            (
+                V2,
+                Required,
+                sha512(10),
+                format!("composefs.digest=v2-sha512-12:{long}"),
+            ),
+            (
+                V2,
+                Optional,
+                sha256(10),
+                format!("composefs.digest=?v2-sha256-12:{short}"),
+            ),
         ] {
             assert_eq!(argument(form, verity, digest), expected);
             let capitals = expected.replace("0a", "0A");
@@ -330,7 +356,10 @@ mod tests {
                 let [Ok(found)] = &found[..] else {
                     panic!("{found:?}");
                 };
-                assert_eq!((found.form, found.verity, found.digest), (form, verity, digest));
+                assert_eq!(
+                    (found.form, found.verity, found.digest),
+                    (form, verity, digest)
+                );
             }
         }
     }
@@ -341,7 +370,13 @@ mod tests {
         let found: Vec<_> = arguments(line).collect();
         assert_eq!(
             found,
-            [&b"a"[..], b"b=\"c d\"e", b"f", b"\"composefs=x y\"", b"\"open end"]
+            [
+                &b"a"[..],
+                b"b=\"c d\"e",
+                b"f",
+                b"\"composefs=x y\"",
+                b"\"open end"
+            ]
         );
     }
 
@@ -357,7 +392,10 @@ mod tests {
             .map(|candidate| candidate.unwrap().digest)
             .collect();
         assert_eq!(found, [sha256(1), sha256(2), sha256(3)]);
-        assert_eq!(candidates(b"rw composefs composefsx=1 composefs.digests=1").count(), 0);
+        assert_eq!(
+            candidates(b"rw composefs composefsx=1 composefs.digests=1").count(),
+            0
+        );
     }
 
     #[test]
@@ -374,9 +412,15 @@ mod tests {
         assert_eq!(found("rw quiet"), None);
         assert_eq!(found(&plain), Some(sha256(1)));
         assert_eq!(found(&format!("{plain} {other}")), Some(sha256(1)));
-        assert_eq!(found(&format!("{plain} {other} {first} {second}")), Some(sha256(3)));
+        assert_eq!(
+            found(&format!("{plain} {other} {first} {second}")),
+            Some(sha256(3))
+        );
         // What comes after the one that counts is not looked at.
-        assert_eq!(found(&format!("{first} composefs.digest=nonsense")), Some(sha256(3)));
+        assert_eq!(
+            found(&format!("{first} composefs.digest=nonsense")),
+            Some(sha256(3))
+        );
     }
 
     #[test]
@@ -391,7 +435,10 @@ mod tests {
             (format!("V1-sha256-12:{hex}"), P::Version("V1".into())),
             (format!("v1-sha1-12:{hex}"), P::Hash("sha1".into())),
             (format!("v1-sha256-16:{hex}"), P::BlockSize("16".into())),
-            ("v1-sha256-12:11".into(), P::Digest(DigestError::HexLength(2))),
+            (
+                "v1-sha256-12:11".into(),
+                P::Digest(DigestError::HexLength(2)),
+            ),
             (
                 format!("v1-sha512-12:{hex}"),
                 P::OtherHash {
@@ -411,7 +458,9 @@ mod tests {
         }
         let other = format!("composefs={hex}");
         assert!(matches!(
-            for_loader(other.as_bytes(), Algorithm::Sha512).unwrap_err().problem,
+            for_loader(other.as_bytes(), Algorithm::Sha512)
+                .unwrap_err()
+                .problem,
             P::OtherHash { .. }
         ));
         assert!(candidates(b"composefs=").next().unwrap().is_err());

@@ -253,3 +253,33 @@ fn trees_are_equal_whatever_order_they_were_built_in() {
     one.link(one.root(), b"b", id).unwrap();
     assert_ne!(one, two);
 }
+
+#[test]
+fn a_duplicate_has_everything_but_the_names() {
+    let mut tree = tree();
+    let content = Content::External {
+        size: 9,
+        digest: None,
+        path: Some(b"elsewhere"),
+    };
+    let id = tree.add(
+        Metadata {
+            uid: 7,
+            ..Metadata::default()
+        },
+        Kind::Regular(content),
+    );
+    for name in [b"a", b"b"] {
+        tree.link(tree.root(), name, id).unwrap();
+    }
+    tree.set_xattr(id, b"user.x", b"1");
+    let copy = tree.duplicate(id);
+    assert_eq!((tree.name_count(id), tree.name_count(copy)), (2, 0));
+    tree.link(tree.root(), b"b", copy).unwrap();
+    tree.set_xattr(copy, b"user.x", b"2");
+    assert_eq!((tree.nlink(id), tree.nlink(copy)), (1, 1));
+    assert_eq!(tree.kind(copy), Kind::Regular(content));
+    assert_eq!(tree.metadata(copy), tree.metadata(id));
+    assert_eq!(tree.xattr(id, b"user.x"), Some(&b"1"[..]));
+    assert_eq!(tree.xattr(copy, b"user.x"), Some(&b"2"[..]));
+}
