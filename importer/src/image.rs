@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use composefs_image::{Dialect, VerityDigest, WriteOptions, write_image};
 use containers_storage::{Image, Layer};
-use repository::layers::{self, MergeError, Rules, merged_tree};
+use repository::layers::{self, MergeError, Rules, XattrFilter, merged_tree};
 use repository::oci::{self, Config, DiffId, ErofsKey, ErofsRefs, Manifest, NewImage, OciError};
 use repository::{Batch, CopyPolicy, Repository, Tag};
 
@@ -330,7 +330,7 @@ impl<'a> Import<'a> {
             .map(|(_, stream)| stream)
             .collect();
         let mut images = ErofsRefs::new();
-        let tree = match merged_tree(batch, &streams, Rules::Rootfs) {
+        let tree = match merged_tree(batch, &streams, Rules::Rootfs(XattrFilter::AllowlistOnly)) {
             Ok(tree) => tree,
             // podman runs images that composefs-rs makes no image of.
             Err(error) if is_unfit(&error) => {

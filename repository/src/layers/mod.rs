@@ -8,6 +8,7 @@
 //! layers to the file tree".
 
 mod acl;
+mod boot;
 mod entry;
 mod error;
 mod header;
@@ -16,6 +17,7 @@ mod path;
 mod pax;
 mod podman;
 mod rootfs;
+mod selinux;
 mod splitter;
 mod stored;
 #[cfg(test)]
@@ -25,10 +27,11 @@ mod whiteout;
 
 use composefs_image::{Content, Kind};
 
+pub use boot::{BootError, BootProblem, ContextProblem, make_bootable};
 pub use entry::{Body, Chunk, Chunks, Entry, EntryReader, Item};
 pub use error::{EntryError, EntryProblem, LayerError, MergeError, TarError, TarErrorKind};
 pub use header::{BLOCK, MemberKind};
-pub use merge::{Merge, Rules};
+pub use merge::{Merge, Rules, XattrFilter};
 pub use splitter::{INLINE_LIMIT, METADATA_LIMIT, Member, Placement, Step, TarSplitter};
 pub use stored::{LayerStream, entries, for_each_prefix, merged_tree};
 

@@ -9,7 +9,9 @@ use composefs_image::{InodeId, Tree};
 use super::{
     entry::{Entry, Item},
     error::{EntryError, EntryProblem, MergeError},
-    kind_of, path,
+    kind_of,
+    merge::XattrFilter,
+    path,
     whiteout::{self, Whiteout},
 };
 
@@ -104,7 +106,7 @@ fn set_metadata(tree: &mut Tree, id: InodeId, entry: &Entry) {
 }
 
 /// What happens to the tree after the last layer.
-pub(super) fn finish(tree: &mut Tree) -> Result<(), MergeError> {
+pub(super) fn finish(tree: &mut Tree, xattrs: XattrFilter) -> Result<(), MergeError> {
     let root = tree.root();
     let usr = tree
         .lookup(root, b"usr")
@@ -121,6 +123,6 @@ pub(super) fn finish(tree: &mut Tree) -> Result<(), MergeError> {
         tree.clear_children(run);
         tree.metadata_mut(run).mtime = metadata.mtime;
     }
-    tree.retain_all_xattrs(|name, _| name == b"security.capability");
+    tree.retain_all_xattrs(|name, _| xattrs.keeps(name));
     Ok(())
 }

@@ -351,7 +351,7 @@ fn damage_anywhere_in_a_layer_is_an_error_or_another_layer() {
             if let Some(block) = tar[start..].first_chunk_mut::<BLOCK>() {
                 checksum(block);
             }
-            for rules in [Rules::Rootfs, Rules::Podman] {
+            for rules in [Rules::Rootfs(XattrFilter::AllowlistOnly), Rules::Podman] {
                 let Ok(split) = split(&tar, usize::MAX) else {
                     continue;
                 };

@@ -7,13 +7,13 @@ fn tree(layers: &[&[New<'_>]]) -> Vec<String> {
     let layers: Vec<&[New<'_>]> = std::iter::once(&usr[..])
         .chain(layers.iter().copied())
         .collect();
-    let mut lines = below_root(&merge(Rules::Rootfs, &layers).unwrap());
+    let mut lines = below_root(&merge(Rules::Rootfs(XattrFilter::AllowlistOnly), &layers).unwrap());
     lines.retain(|line| !line.starts_with("usr d "));
     lines
 }
 
 fn error(layers: &[&[New<'_>]]) -> String {
-    match merge(Rules::Rootfs, layers) {
+    match merge(Rules::Rootfs(XattrFilter::AllowlistOnly), layers) {
         Err(error) => error,
         Ok(tree) => panic!("made {:?}", lines(&tree)),
     }
@@ -22,7 +22,7 @@ fn error(layers: &[&[New<'_>]]) -> String {
 #[test]
 fn the_root_looks_like_usr_and_run_is_emptied() {
     let tree = merge(
-        Rules::Rootfs,
+        Rules::Rootfs(XattrFilter::AllowlistOnly),
         &[&[
             directory("./").mode(0o711).owner(9, 9),
             directory("usr/")
@@ -189,7 +189,7 @@ fn entries_without_a_place_are_errors_as_in_composefs_rs() {
 #[test]
 fn a_directory_that_ends_in_dotdot_is_the_root() {
     let metadata = [directory("usr"), directory("usr/..").mode(0o123)];
-    let mut merge = Merge::new(Rules::Rootfs);
+    let mut merge = Merge::new(Rules::Rootfs(XattrFilter::AllowlistOnly));
     merge
         .add_layer(split(&Tar::of(&metadata).0, 512).unwrap())
         .unwrap();

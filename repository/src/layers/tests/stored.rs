@@ -49,7 +49,7 @@ fn layers_are_merged_before_and_after_they_are_committed() {
     );
 
     let layers = [lower, upper];
-    let tree = merged_tree(&batch, &layers, Rules::Rootfs).unwrap();
+    let tree = merged_tree(&batch, &layers, Rules::Rootfs(XattrFilter::AllowlistOnly)).unwrap();
     let found = tree.lookup_path(b"usr/big").unwrap();
     let content = Content::External {
         size: 5000,
@@ -59,7 +59,12 @@ fn layers_are_merged_before_and_after_they_are_committed() {
     assert_eq!(tree.kind(found), Kind::Regular(content));
     assert_eq!(tree.child_count(tree.lookup_path(b"usr").unwrap()), 300);
     batch.commit().unwrap();
-    let again = merged_tree(&repository, &layers, Rules::Rootfs).unwrap();
+    let again = merged_tree(
+        &repository,
+        &layers,
+        Rules::Rootfs(XattrFilter::AllowlistOnly),
+    )
+    .unwrap();
     assert_eq!(lines(&again), lines(&tree));
 
     let mut counts = Vec::new();
@@ -82,7 +87,9 @@ fn an_error_names_the_layer_and_the_entry() {
     let batch = repository.batch().unwrap();
     let layer = store(&batch, &[file("no/parent")]);
     let error = |layer| {
-        let error = merged_tree(&batch, &[layer], Rules::Rootfs).err().unwrap();
+        let error = merged_tree(&batch, &[layer], Rules::Rootfs(XattrFilter::AllowlistOnly))
+            .err()
+            .unwrap();
         let MergeError::Layer { layer: named, .. } = &error else {
             panic!("{error}");
         };
