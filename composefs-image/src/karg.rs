@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use crate::{Algorithm, DigestError, VerityDigest};
+use crate::{Algorithm, DigestError, Format, VerityDigest};
 
 const PLAIN: &[u8] = b"composefs=";
 const LABELLED: &[u8] = b"composefs.digest=";
@@ -100,6 +100,21 @@ pub enum ArgumentProblem {
     },
 }
 
+impl ImageArgument {
+    /// The argument in use for an image of a format: `composefs.digest=` for V1, and for V0, which it
+    /// does not tell apart, `composefs=` for V2.
+    pub const fn new(format: Format, digest: VerityDigest, verity: VerityRequirement) -> Self {
+        Self {
+            form: match format {
+                Format::V0 | Format::V1 => ArgumentForm::V1,
+                Format::V2 => ArgumentForm::Plain,
+            },
+            verity,
+            digest,
+        }
+    }
+}
+
 impl fmt::Display for ImageArgument {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let optional = match self.verity {
@@ -138,7 +153,7 @@ pub fn arguments(line: &[u8]) -> impl Iterator<Item = &[u8]> {
 pub fn candidates(line: &[u8]) -> impl Iterator<Item = Result<ImageArgument, ArgumentError>> {
     arguments(line).filter_map(|argument| {
         let value = Value::of(argument)?;
-        let parsed = value.describe().and_then(|described| described.finish());
+        let parsed = value.describe().and_then(Described::finish);
         Some(parsed.map_err(|problem| error(argument, problem)))
     })
 }

@@ -39,14 +39,6 @@ pub enum ImportError {
         /// What went wrong.
         source: MergeError,
     },
-    /// The image's root filesystem image could not be written.
-    #[error("image {image}: the root filesystem image cannot be written")]
-    Rootfs {
-        /// The image.
-        image: ImageId,
-        /// What went wrong.
-        source: composefs_image::WriteError,
-    },
     /// The manifest or config is not one of an image.
     #[error("image {image}: the manifest or config cannot be used")]
     Document {

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use composefs_image::{Dialect, VerityDigest, WriteOptions, write_image};
+use composefs_image::VerityDigest;
 use containers_storage::{Image, Layer};
-use repository::layers::{self, MergeError, Rules, XattrFilter, merged_tree};
+use repository::layers::{Rules, XattrFilter, merged_tree};
 use repository::oci::{self, Config, DiffId, ErofsKey, ErofsRefs, Manifest, NewImage, OciError};
 use repository::{Batch, CopyPolicy, Repository, Tag};
 
@@ -333,7 +333,7 @@ impl<'a> Import<'a> {
         let tree = match merged_tree(batch, &streams, Rules::Rootfs(XattrFilter::AllowlistOnly)) {
             Ok(tree) => tree,
             // podman runs images that composefs-rs makes no image of.
-            Err(error) if is_unfit(&error) => {
+            Err(error) if error.is_unfit() => {
                 let reason = error.to_string();
                 self.warnings.push(Warning::NoRootfs { reason });
                 self.times.rootfs = started.elapsed();
@@ -348,17 +348,7 @@ impl<'a> Import<'a> {
             let Some(key) = ErofsKey::rootfs(format) else {
                 continue;
             };
-            let mut object = batch.object_writer()?;
-            let options = WriteOptions {
-                format,
-                dialect: Dialect::ComposefsRs,
-            };
-            write_image(&tree, &options, &mut object).map_err(|source| ImportError::Rootfs {
-                image: self.image.id().clone(),
-                source,
-            })?;
-            let (digest, _, _) = object.finish()?;
-            batch.link_image(&digest);
+            let digest = batch.store_tree(&tree, format)?;
             images.insert(key, digest);
         }
         self.times.rootfs = started.elapsed();
@@ -463,15 +453,6 @@ impl<'a> Import<'a> {
             return Err(ImportError::Cancelled);
         }
         Ok(())
-    }
-}
-
-/// Whether the layers are sound, but do not make a tree by the rules of composefs-rs.
-fn is_unfit(error: &MergeError) -> bool {
-    match error {
-        MergeError::NoUsr | MergeError::RunNotADirectory => true,
-        MergeError::Layer { source, .. } => matches!(**source, layers::LayerError::Entry(_)),
-        _ => false,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use composefs_image::{Algorithm, VerityDigest};
+use composefs_image::{Algorithm, Format, VerityDigest, WriteError};
 
 use crate::meta::{Formats, MetaError, Security};
 use crate::names::NameError;
@@ -87,7 +87,9 @@ pub enum Error {
         algorithm: Algorithm,
     },
     /// An object that exists isn't what its name says.
-    #[error("object {digest} is damaged: {damage}; remove its file from objects/ and import the image again")]
+    #[error(
+        "object {digest} is damaged: {damage}; remove its file from objects/ and import the image again"
+    )]
     DamagedObject {
         /// The object's name.
         digest: VerityDigest,
@@ -140,6 +142,14 @@ pub enum Error {
         path: PathBuf,
         /// Its target.
         target: PathBuf,
+    },
+    /// No image can be written of a tree.
+    #[error("cannot write an image in format {format}: {source}")]
+    WriteImage {
+        /// The format.
+        format: Format,
+        /// What is wrong with the tree, or with the disk.
+        source: WriteError,
     },
     /// An object that should be a splitstream can't be read as one.
     #[error("splitstream {digest}: {source}")]

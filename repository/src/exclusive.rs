@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::failpoint::failpoint;
+use crate::meta::Formats;
 use crate::names::{Category, StreamName};
 use crate::repo::Repository;
 
@@ -71,6 +72,12 @@ impl Deref for Exclusive<'_> {
 }
 
 impl Exclusive<'_> {
+    /// Says in `meta.json` that the repository has these formats, durably. Every image that is to be kept
+    /// must exist in all of them: see [`crate::upgrade`].
+    pub(crate) fn set_formats(&mut self, formats: &Formats) -> Result<()> {
+        self.repository.replace_formats(formats)
+    }
+
     /// Removes a link from `streams/`; returns whether there was one. Not durable before
     /// [`Exclusive::sync_names`].
     pub fn remove_stream(&self, name: &StreamName) -> Result<bool> {

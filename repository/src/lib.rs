@@ -29,7 +29,9 @@
 #![deny(unsafe_code)]
 
 mod batch;
+pub mod boot;
 mod durable;
+pub mod erofs;
 mod error;
 mod exclusive;
 mod failpoint;
@@ -44,6 +46,7 @@ pub mod splitstream;
 pub mod sys;
 #[cfg(test)]
 mod testing;
+pub mod upgrade;
 
 pub use batch::{Batch, CommitStats, CopyPolicy, ObjectWriter, Stored};
 pub use composefs_image::{Algorithm, Format, VerityDigest};

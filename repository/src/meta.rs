@@ -58,6 +58,15 @@ impl Formats {
         }
     }
 
+    /// The same and one more, which does not become the default.
+    #[must_use]
+    pub fn with(mut self, format: Format) -> Self {
+        if format != self.default {
+            self.extra.insert(format);
+        }
+        self
+    }
+
     /// The format that a plain question for "the image" is answered with.
     pub fn default_format(&self) -> Format {
         self.default

@@ -15,9 +15,11 @@ use composefs_image::{Algorithm, Format, VerityDigest};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::PRIVATE_DIRECTORY;
 use crate::batch::Batch;
 use crate::durable;
 use crate::error::{Error, Result, Settings};
+use crate::failpoint::failpoint;
 use crate::meta::{self, Formats, Meta, MetaError, Security};
 use crate::sys::{self, Enabled, Measured};
 
@@ -185,6 +187,18 @@ impl Repository {
         }
     }
 
+    /// Writes a `meta.json` with other formats. The caller has the exclusive lock.
+    pub(crate) fn replace_formats(&mut self, formats: &Formats) -> Result<()> {
+        let meta = Meta {
+            formats: formats.clone(),
+            ..self.meta.clone()
+        };
+        replace_meta(&self.dir, &self.path, &meta, self.security)?;
+        self.meta = meta;
+        *self.has_meta.get_mut() = true;
+        Ok(())
+    }
+
     /// Writes the `meta.json` that a repository of the old format lacks. Such a repository holds V2
     /// images, so that is what it is said to hold.
     fn upgrade(&self) -> Result<()> {
@@ -314,6 +328,37 @@ fn read_meta(dir: &OwnedFd, path: &Path) -> Result<Option<(Meta, Security)>> {
 
 /// Puts a `meta.json` in place, durably; returns false if there was one.
 fn write_meta(dir: &OwnedFd, path: &Path, meta: &Meta, security: Security) -> Result<bool> {
+    let file = stage_meta(dir, path, meta, security)?;
+    match link_file(&file, dir, META) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => return Ok(false),
+        Err(error) => return Err(Error::io("create", path.join(META))(error)),
+    }
+    durable::sync_dir(dir, path)?;
+    Ok(true)
+}
+
+/// Puts another `meta.json` in place of the one that is there, durably and in one step for whoever looks.
+/// The caller has the exclusive lock.
+fn replace_meta(dir: &OwnedFd, path: &Path, meta: &Meta, security: Security) -> Result<()> {
+    let file = stage_meta(dir, path, meta, security)?;
+    let (private, _) = durable::make_dir(dir, PRIVATE_DIRECTORY, path)?;
+    let private_path = path.join(PRIVATE_DIRECTORY);
+    // One that was interrupted here has left it.
+    durable::unlink(&private, META, &private_path)?;
+    failpoint("meta-staged");
+    link_file(&file, &private, META).map_err(Error::io("create", private_path.join(META)))?;
+    failpoint("meta-linked");
+    rustix::fs::renameat(&private, META, dir, META)
+        .map_err(Error::io("replace", path.join(META)))?;
+    failpoint("meta-replaced");
+    durable::sync_dir(dir, path)?;
+    failpoint("meta-synced");
+    Ok(())
+}
+
+/// Writes a `meta.json` without a name, on the disk and with fs-verity if the repository is secure.
+fn stage_meta(dir: &OwnedFd, path: &Path, meta: &Meta, security: Security) -> Result<OwnedFd> {
     let file_path = path.join(META);
     let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
     let io = |action| Error::io::<Errno>(action, &file_path);
@@ -337,20 +382,21 @@ fn write_meta(dir: &OwnedFd, path: &Path, meta: &Meta, security: Security) -> Re
             Ok(Enabled::Busy) => return Err(io("enable fs-verity on")(Errno::TXTBSY)),
             Err(error) => return Err(Error::io("enable fs-verity on", &file_path)(error)),
         }
+        // A file that lost its fs-verity in a crash would make the repository an insecure one.
+        rustix::fs::fsync(&reopened).map_err(io("sync"))?;
     }
-    match rustix::fs::linkat(
+    Ok(reopened)
+}
+
+/// Gives a file without a name one that must not exist yet.
+fn link_file(file: &OwnedFd, dir: &OwnedFd, name: &str) -> Result<(), Errno> {
+    rustix::fs::linkat(
         rustix::fs::CWD,
-        proc_path(&reopened),
+        proc_path(file),
         dir,
-        META,
+        name,
         AtFlags::SYMLINK_FOLLOW,
-    ) {
-        Ok(()) => {}
-        Err(Errno::EXIST) => return Ok(false),
-        Err(error) => return Err(io("create")(error)),
-    }
-    durable::sync_dir(dir, path)?;
-    Ok(true)
+    )
 }
 
 fn proc_path(file: &impl AsFd) -> String {

@@ -193,3 +193,13 @@ pub enum MergeError {
     #[error("no image can be made of a tree whose /run is not a directory")]
     RunNotADirectory,
 }
+
+impl MergeError {
+    /// Whether the layers are sound, but make no tree by the rules of composefs-rs.
+    pub fn is_unfit(&self) -> bool {
+        match self {
+            Self::NoUsr | Self::RunNotADirectory => true,
+            Self::Layer { source, .. } => matches!(**source, LayerError::Entry(_)),
+        }
+    }
+}

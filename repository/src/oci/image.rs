@@ -8,6 +8,7 @@ use super::{
     Config, ConfigDigest, DiffId, DocumentError, ErofsKey, ErofsRefs, Manifest, ManifestDigest,
     OciError, error::Result, store::erofs_refs, stream,
 };
+use crate::layers::XattrFilter;
 use crate::splitstream::ContentType;
 use crate::{Category, RefPath, Repository, Tag};
 
@@ -69,6 +70,11 @@ impl Image {
     /// Its rootfs image in a format.
     pub fn rootfs(&self, format: Format) -> Option<&VerityDigest> {
         self.erofs.get(&ErofsKey::rootfs(format)?)
+    }
+
+    /// Its boot image in a format and with these xattrs.
+    pub fn boot(&self, format: Format, xattrs: XattrFilter) -> Option<&VerityDigest> {
+        self.erofs.get(&ErofsKey::boot(format, xattrs)?)
     }
 
     /// Its tags, sorted.

@@ -74,6 +74,13 @@ pub enum BootProblem {
     Read(Box<crate::Error>),
 }
 
+impl BootError {
+    /// Whether the image is sound, but none to boot from.
+    pub fn is_unfit(&self) -> bool {
+        !matches!(self.problem, BootProblem::Read(_))
+    }
+}
+
 impl BootProblem {
     pub(in crate::layers) fn at(self, path: &[u8]) -> BootError {
         BootError {

@@ -92,10 +92,10 @@ impl Policy {
         }
         let matcher = Matcher::new(rules.patterns()).map_err(|problem| problem.at(&path))?;
         Ok(Some(Self {
+            path,
             rules,
             matcher,
             aliases,
-            path,
         }))
     }
 
