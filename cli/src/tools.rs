@@ -50,9 +50,9 @@ impl Tool {
 
     fn run(self, args: impl Iterator<Item = OsString>) -> ExitCode {
         let done = match self {
-            Self::Mkcomposefs => parse(args).map(mkcomposefs::run),
+            Self::Mkcomposefs => parse(args).map(|args| mkcomposefs::run(&args)),
             Self::Info => parse(args).map(info::run),
-            Self::Mount => parse(args).map(mount::run),
+            Self::Mount => parse(args).map(|args| mount::run(&args)),
         };
         match done {
             Ok(Ok(())) => ExitCode::SUCCESS,

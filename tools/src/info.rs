@@ -194,3 +194,6 @@ pub fn measure(path: &Path) -> Result<VerityDigest, InfoError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

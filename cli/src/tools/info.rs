@@ -50,7 +50,11 @@ pub(super) fn run(args: Info) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let base = args.basedir.as_deref().map(BaseDirectory::open).transpose()?;
+    let base = args
+        .basedir
+        .as_deref()
+        .map(BaseDirectory::open)
+        .transpose()?;
     let mut objects = Objects::default();
     for file in &args.files {
         let image = ImageBytes::read(file)?;

@@ -20,6 +20,10 @@ use composefs_tools::scan::{Devices, HardLinks, ScanOptions, Times, Xattrs};
     infer_long_args = true,
     args_override_self = true
 )]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag on the command line"
+)]
 pub(super) struct Mkcomposefs {
     /// Directory, or dumpfile with --from-file (`-`: standard input)
     source: PathBuf,
@@ -63,7 +67,7 @@ pub(super) struct Mkcomposefs {
     threads: Option<NonZeroUsize>,
 }
 
-pub(super) fn run(args: Mkcomposefs) -> anyhow::Result<()> {
+pub(super) fn run(args: &Mkcomposefs) -> anyhow::Result<()> {
     let destination = args.destination()?;
     destination.check()?;
     let versions = Versions::new(args.min_version, args.max_version)?;

@@ -37,7 +37,7 @@ pub(super) struct Mount {
     target: PathBuf,
 }
 
-pub(super) fn run(args: Mount) -> anyhow::Result<()> {
+pub(super) fn run(args: &Mount) -> anyhow::Result<()> {
     let options = MountOptions::parse(args.options.as_deref())?;
     Ok(options.mount(&args.image, &args.target)?)
 }
