@@ -1,33 +1,23 @@
 //! Digests as records, manifests and configs write them, and the chain IDs made from them.
 //!
-//! [`Digest`] is any digest whose form is valid; the other types are SHA-256 digests with one meaning
-//! each, so that the digest of a compressed blob cannot be taken for a diff ID.
+//! [`Digest`] is any digest whose form is valid; the types of `oci-digest` are SHA-256 digests with one
+//! meaning each, so that the digest of a compressed blob cannot be taken for a diff ID.
 
 use std::fmt;
 use std::str::FromStr;
 
+pub use oci_digest::{ConfigDigest, DiffId, DigestError, ManifestDigest};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::ids::LayerId;
 
-/// Text that is not a digest of the expected kind.
+/// Text that is not a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a valid {kind}")]
+#[error("{text:?} is not a valid digest")]
 pub struct InvalidDigest {
-    /// What it should have been: "digest", "diff ID", …
-    pub kind: &'static str,
     /// The text, cut to 160 characters.
     pub text: String,
-}
-
-impl InvalidDigest {
-    fn new(kind: &'static str, text: &str) -> Self {
-        Self {
-            kind,
-            text: text.chars().take(160).collect(),
-        }
-    }
 }
 
 /// A digest `algorithm:hex` of valid form: `sha256`, `sha384` or `sha512` with as many lower-case hex
@@ -72,7 +62,9 @@ impl FromStr for Digest {
         if valid {
             Ok(Self(text.into()))
         } else {
-            Err(InvalidDigest::new("digest", text))
+            Err(InvalidDigest {
+                text: text.chars().take(160).collect(),
+            })
         }
     }
 }
@@ -103,60 +95,12 @@ impl fmt::Debug for Digest {
     }
 }
 
-macro_rules! sha256_type {
-    ($(#[$doc:meta])* $name:ident, $kind:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name([u8; 32]);
-
-        impl $name {
-            /// From the 32 bytes of a SHA-256.
-            pub fn from_bytes(bytes: [u8; 32]) -> Self {
-                Self(bytes)
-            }
-
-            /// The 32 bytes.
-            pub fn as_bytes(&self) -> &[u8; 32] {
-                &self.0
-            }
-
-            /// The SHA-256 of `data`.
-            pub fn of(data: &[u8]) -> Self {
-                Self(Sha256::digest(data).into())
-            }
-
-            /// 64 lower-case hex digits, without the algorithm.
-            pub fn to_hex(&self) -> String {
-                hex::encode(self.0)
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "sha256:{}", self.to_hex())
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!(stringify!($name), "({})"), self.to_hex())
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = InvalidDigest;
-
-            fn from_str(text: &str) -> Result<Self, InvalidDigest> {
-                let invalid = || InvalidDigest::new($kind, text);
-                let digest: Digest = text.parse().map_err(|_| invalid())?;
-                digest.sha256().map(Self).ok_or_else(invalid)
-            }
-        }
-
+macro_rules! sha256_of_content {
+    ($($name:ident),*) => {$(
         impl TryFrom<&Digest> for $name {
-            type Error = InvalidDigest;
+            type Error = DigestError;
 
-            fn try_from(digest: &Digest) -> Result<Self, InvalidDigest> {
+            fn try_from(digest: &Digest) -> Result<Self, DigestError> {
                 digest.as_str().parse()
             }
         }
@@ -166,24 +110,10 @@ macro_rules! sha256_type {
                 Self(digest.to_string().into())
             }
         }
-    };
+    )*};
 }
 
-sha256_type!(
-    /// The SHA-256 of a layer's uncompressed tar.
-    DiffId,
-    "diff ID"
-);
-sha256_type!(
-    /// The SHA-256 of a manifest's bytes.
-    ManifestDigest,
-    "manifest digest"
-);
-sha256_type!(
-    /// The SHA-256 of a config's bytes.
-    ConfigDigest,
-    "config digest"
-);
+sha256_of_content!(ConfigDigest, DiffId, ManifestDigest);
 
 /// The ID that an image copy gives to a layer with the diff ID `diff_id` on the layer `parent`: for the
 /// first layer the hex digits of the diff ID, for every other one the SHA-256 of `<parent>+<diff ID>`.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::digest::{Digest, InvalidDigest};
+use crate::digest::{Digest, DigestError};
 use crate::ids::{ImageId, LayerId};
 use crate::layer::LayerKind;
 use crate::lock::LockError;
@@ -127,7 +127,7 @@ pub enum Error {
         /// "manifest" or "config".
         what: &'static str,
         /// The text.
-        source: InvalidDigest,
+        source: DigestError,
     },
     /// The bytes of a manifest or config do not have the digest they should have.
     #[error("image {image}: the {what} has the digest {found}, not {expected}")]

@@ -36,7 +36,9 @@ mod storage;
 mod tar_split;
 
 pub use conf::{ConfError, ConfSource, Environment, NaiveDiffReason, OverlayOptions, StorageConf};
-pub use digest::{ConfigDigest, DiffId, Digest, InvalidDigest, ManifestDigest, chain_id};
+pub use digest::{
+    ConfigDigest, DiffId, Digest, DigestError, InvalidDigest, ManifestDigest, chain_id,
+};
 pub use error::Error;
 pub use ids::{ContainerId, ImageId, InvalidId, LayerId, LinkId};
 pub use image::Image;

@@ -10,7 +10,7 @@ use std::io::{Seek, SeekFrom};
 
 use composefs_image::{Algorithm, VerityDigest, VerityHasher};
 use repository::list::{ImageLink, StreamLink};
-use repository::oci::{ConfigDigest, DiffId};
+use repository::oci::{ConfigDigest, DiffId, NamesStream};
 use repository::splitstream::{self, Reader};
 use repository::sys::Measured;
 use repository::{Category, Repository, StreamName};

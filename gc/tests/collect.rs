@@ -7,6 +7,7 @@ use std::os::unix::fs::symlink;
 
 use common::*;
 use gc::{Decision, KeepReason, Plan, Problem, RemoveReason, Root, Swept};
+use repository::oci::NamesStream as _;
 use repository::splitstream::{ContentType, Writer};
 use repository::{Category, Error, RefPath, Repository, Wait};
 

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use composefs_image::VerityDigest;
 use containers_storage::{Image, Layer};
 use repository::layers::{Rules, XattrFilter, merged_tree};
-use repository::oci::{self, Config, DiffId, ErofsKey, ErofsRefs, Manifest, NewImage, OciError};
+use repository::oci::{
+    self, Config, DiffId, ErofsKey, ErofsRefs, Manifest, NamesStream, NewImage, OciError,
+};
 use repository::{Batch, CopyPolicy, Repository, Tag};
 
 use crate::cancel::Cancel;
@@ -85,7 +87,7 @@ pub fn import_image(
         .layers()?
         .into_iter()
         .map(|layer| Source {
-            diff_id: DiffId::from_bytes(*layer.diff_id().as_bytes()),
+            diff_id: layer.diff_id(),
             layer,
         })
         .collect();

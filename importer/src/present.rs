@@ -9,7 +9,7 @@
 
 use composefs_image::VerityDigest;
 use repository::layers::{Chunk, Chunks as _, LayerStream};
-use repository::oci::{self, DiffId, ErofsKey, ErofsRefs, ManifestDigest};
+use repository::oci::{self, DiffId, ErofsKey, ErofsRefs, ManifestDigest, NamesStream};
 use repository::{Error, Repository, Result};
 
 /// The splitstream of a layer that is there with all its objects. A damaged one is an error: writing it

@@ -13,7 +13,7 @@ use importer::{
     Cancel, Counts, Event, FileError, ImportError, ImportOptions, ImportReport, LayerError,
     LayerOutcome, MemberProblem, Outcome, Quiet, Tally, Warning, import_image,
 };
-use repository::oci::DiffId;
+use repository::oci::{DiffId, NamesStream};
 use repository::splitstream::copy_stream;
 use repository::{
     Algorithm, Category, CopyPolicy, InitOptions, Repository, Security, Tag, VerityDigest,

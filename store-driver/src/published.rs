@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use containers_storage::{
-    ConfigDigest, Digest, ImageId, ImageRecord, LayerId, own_store::OwnStore,
-};
+use containers_storage::{Digest, ImageId, ImageRecord, LayerId, own_store::OwnStore};
 use repository::{Repository, VerityDigest, oci};
 use serde::Serialize;
 
@@ -206,7 +204,9 @@ pub(crate) fn wanted_names(
 
 /// The ID that podman has for an image.
 pub(crate) fn image_id(image: &oci::Image) -> ImageId {
-    ConfigDigest::from_bytes(*image.config().digest().as_bytes())
+    image
+        .config()
+        .digest()
         .to_hex()
         .parse()
         .expect("hex digits are a valid ID")

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use composefs_image::{
     Content, Dialect, Kind, Metadata, Timestamp, Tree, WriteOptions, write_image,
 };
-use repository::oci::{ConfigDigest, DiffId, ManifestDigest};
+use repository::oci::{ConfigDigest, DiffId, ManifestDigest, NamesStream};
 use repository::splitstream::{ContentType, Writer};
 use repository::{
     Algorithm, Batch, Category, Format, Formats, InitOptions, RefPath, Repository, Security,

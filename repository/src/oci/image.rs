@@ -6,7 +6,7 @@ use composefs_image::{Format, VerityDigest};
 
 use super::{
     Config, ConfigDigest, DiffId, DocumentError, ErofsKey, ErofsRefs, Manifest, ManifestDigest,
-    OciError, error::Result, store::erofs_refs, stream,
+    NamesStream, OciError, error::Result, store::erofs_refs, stream,
 };
 use crate::layers::XattrFilter;
 use crate::splitstream::ContentType;

@@ -15,7 +15,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use digest::{BlobDigest, ConfigDigest, DiffId, DigestError, ManifestDigest};
+pub use digest::{BlobDigest, ConfigDigest, DiffId, DigestError, ManifestDigest, NamesStream};
 pub use document::{
     Config, DOCUMENT_LIMIT, DocumentError, LayerDescriptor, Manifest, ManifestFormat,
 };

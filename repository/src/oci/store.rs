@@ -3,8 +3,8 @@
 use composefs_image::VerityDigest;
 
 use super::{
-    Config, ConfigDigest, DiffId, ErofsKey, ErofsRefs, Manifest, ManifestDigest, OciError,
-    document,
+    Config, ConfigDigest, DiffId, ErofsKey, ErofsRefs, Manifest, ManifestDigest, NamesStream,
+    OciError, document,
     error::Result,
     stream::{self, DocumentStream},
 };

@@ -3,7 +3,8 @@
 use composefs_image::VerityDigest;
 
 use super::{
-    Config, ConfigDigest, DOCUMENT_LIMIT, Manifest, ManifestDigest, OciError, error::Result,
+    Config, ConfigDigest, DOCUMENT_LIMIT, Manifest, ManifestDigest, NamesStream, OciError,
+    error::Result,
 };
 use crate::splitstream::{self, ContentType, NamedRefs, Writer};
 use crate::{Batch, Error, ReadObjects, StreamName};

@@ -11,9 +11,7 @@ mod stage;
 
 use std::time::SystemTime;
 
-use containers_storage::{
-    ConfigDigest, ImageRecord, ManifestDigest, StorageConf, own_store::BigData,
-};
+use containers_storage::{ImageRecord, StorageConf, own_store::BigData};
 use repository::{Repository, Tag, failpoint, oci};
 
 pub use report::{LayerOutcome, Note, PublishReport, PublishedLayer};
@@ -127,8 +125,8 @@ fn add_image(
     store: &mut Store,
 ) -> Result<Vec<String>> {
     let id = image_id(image);
-    let manifest = ManifestDigest::from_bytes(*image.manifest().digest().as_bytes());
-    let config = ConfigDigest::from_bytes(*image.config().digest().as_bytes());
+    let manifest = image.manifest().digest();
+    let config = image.config().digest();
     let present = store.own.root().image_records()?;
     let wanted = wanted_names(repository, &present)?;
     let is_present = |record: &ImageRecord| {

@@ -38,7 +38,7 @@ impl Plan {
         let records = store.own.root().layer_records()?;
         let mut layers: Vec<PlannedLayer> = Vec::new();
         for layer in image.layers() {
-            let diff_id = DiffId::from_bytes(*layer.diff_id.as_bytes());
+            let diff_id = layer.diff_id;
             let parent = layers.last().map(|below| below.id.clone());
             let id = chain_id(parent.as_ref(), &diff_id);
             let has_record = records.iter().any(|record| record.id == id);
