@@ -58,7 +58,8 @@ pub(crate) fn table<const N: usize>(
     let mut line = |cells: &[&str]| -> io::Result<()> {
         let mut text = String::new();
         for (cell, width) in cells.iter().zip(widths) {
-            text.push_str(&format!("{cell:width$}  "));
+            text += cell;
+            text.extend(std::iter::repeat_n(' ', width + 2 - cell.chars().count()));
         }
         writeln!(out, "{}", text.trim_end())
     };
@@ -79,7 +80,10 @@ mod tests {
         table(
             &mut out,
             ["NAME", "SIZE"],
-            &[["a-long-name".into(), "1 B".into()], ["b".into(), "2 B".into()]],
+            &[
+                ["a-long-name".into(), "1 B".into()],
+                ["b".into(), "2 B".into()],
+            ],
         )
         .unwrap();
         assert_eq!(

@@ -116,7 +116,9 @@ impl Phases {
 
     fn with(&self, act: impl FnOnce(&mut ProgressBar)) {
         if let Some(bar) = &self.0 {
-            act(&mut bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+            act(&mut bar
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner));
         }
     }
 }

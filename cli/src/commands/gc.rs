@@ -84,7 +84,10 @@ fn print_plan(plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
     for item in &plan.staging {
         line("staging directory", &item.name, item.decision)?;
     }
-    let objects = plan.objects.iter().filter(|item| item.decision.is_removal());
+    let objects = plan
+        .objects
+        .iter()
+        .filter(|item| item.decision.is_removal());
     let bytes = objects.clone().filter_map(|item| item.bytes).sum();
     writeln!(
         out,

@@ -118,9 +118,9 @@ pub(crate) fn tag(context: &Context, args: &args::Tag) -> anyhow::Result<Outcome
         id: image.config().digest().to_hex(),
         manifest: image.manifest().digest().to_string(),
     };
-    context
-        .style
-        .print(&report, |out| writeln!(out, "{} {}", report.tag, short(&report.id)))?;
+    context.style.print(&report, |out| {
+        writeln!(out, "{} {}", report.tag, short(&report.id))
+    })?;
     Ok(Outcome::Done)
 }
 

@@ -6,8 +6,7 @@ use std::num::NonZeroUsize;
 use anyhow::{Context as _, bail};
 use containers_storage::{OpenOptions, Storage};
 use importer::{
-    Cancel, Counts, ImportOptions, ImportReport, LayerOutcome, Progress, Quiet, Tally,
-    import_image,
+    Cancel, Counts, ImportOptions, ImportReport, LayerOutcome, Progress, Quiet, Tally, import_image,
 };
 use repository::{CopyPolicy, Repository, Tag, oci};
 use serde::Serialize;
@@ -146,7 +145,12 @@ fn print(report: &ImportReport) -> io::Result<()> {
         ("inlined", inlined),
     ] {
         let Tally { files, bytes } = tally;
-        writeln!(out, "  {word:9}  {} in {}", size(bytes), count(files, "file"))?;
+        writeln!(
+            out,
+            "  {word:9}  {} in {}",
+            size(bytes),
+            count(files, "file")
+        )?;
     }
     for rootfs in &report.rootfs {
         writeln!(out, "  rootfs     {rootfs}")?;

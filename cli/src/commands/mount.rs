@@ -77,8 +77,8 @@ pub(crate) fn umount(context: &Context, args: &Umount) -> anyhow::Result<Outcome
     let report = Unmounted {
         directory: args.dir.display().to_string(),
     };
-    context
-        .style
-        .print(&report, |out| writeln!(out, "unmounted {}", report.directory))?;
+    context.style.print(&report, |out| {
+        writeln!(out, "unmounted {}", report.directory)
+    })?;
     Ok(Outcome::Done)
 }

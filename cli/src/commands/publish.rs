@@ -27,9 +27,9 @@ pub(crate) fn publish(context: &Context, args: &Publish) -> anyhow::Result<Outco
                 .with_context(|| format!("cannot publish {name}"))?,
         );
     }
-    context
-        .style
-        .print(&reports, |out| reports.iter().try_for_each(|report| print(report, out)))?;
+    context.style.print(&reports, |out| {
+        reports.iter().try_for_each(|report| print(report, out))
+    })?;
     Ok(Outcome::Done)
 }
 
@@ -126,8 +126,8 @@ struct StorePath<'a> {
 
 pub(crate) fn podman_store_path(context: &Context) -> anyhow::Result<Outcome> {
     let view = StorePaths::of(&repo::open(&context.repo)?).view();
-    context
-        .style
-        .print(&StorePath { path: &view }, |out| writeln!(out, "{}", view.display()))?;
+    context.style.print(&StorePath { path: &view }, |out| {
+        writeln!(out, "{}", view.display())
+    })?;
     Ok(Outcome::Done)
 }
