@@ -82,6 +82,21 @@ Podman finds it once storage.conf names the store (composefs-store podman-store-
     Mount(Mount),
     /// Unmount an image
     Umount(Umount),
+    /// Images to boot a host from: make them, find them, name them to a kernel
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  composefs-store boot prepare quay.io/fedora/fedora-bootc:44
+  composefs-store boot karg quay.io/fedora/fedora-bootc:44
+  composefs-store boot find 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    )]
+    Boot(Boot),
+    /// Give the repository another set of image formats, in place
+    ///
+    /// Makes what tagged images lack, and says so in meta.json last: an upgrade that was interrupted is
+    /// begun again. A format that an image has is never given up.
+    UpgradeFormat(UpgradeFormat),
     /// Remove what no tag and no published image needs
     Gc(Gc),
     /// Check the repository: names, streams, and the digest of every object
@@ -94,8 +109,21 @@ pub(crate) enum AlgorithmArg {
     Sha256,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FormatsArg {
+    /// V1 images: those of the C tools, and of composefs-rs by default
+    V1,
+    /// V2 images: those of composefs-rs before 0.8
+    V2,
+    /// both
+    Dual,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Init {
+    /// The formats in which every image exists
+    #[arg(long, value_enum, default_value = "v1")]
+    pub(crate) format: FormatsArg,
     /// The fs-verity hash of every object
     #[arg(long, value_enum, default_value = "sha512")]
     pub(crate) algorithm: AlgorithmArg,
@@ -201,6 +229,90 @@ pub(crate) struct Mount {
 pub(crate) struct Umount {
     /// The directory that was mounted on
     pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Boot {
+    /// Make the boot image of an image, in each format of the repository
+    ///
+    /// /boot and /sysroot are emptied, and SELinux labels are those of the image's own policy. Again it
+    /// does nothing.
+    Prepare(BootPrepare),
+    /// Print the kernel argument that boots an image
+    Karg(BootKarg),
+    /// Find the image whose boot image has a digest
+    ///
+    /// If no image has it on record, boot images are made in every format and with every xattr filter
+    /// until one has it; that one is kept. So an image that another release has sealed is found.
+    Find(BootFind),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum XattrsArg {
+    /// security.capability and SELinux labels
+    AllowlistOnly,
+    /// those and what begins with `user.`
+    KeepUserXattrs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BootPrepare {
+    /// The image: a tag, a manifest digest, an image ID or a unique prefix
+    pub(crate) image: String,
+    /// Which xattrs the boot image keeps
+    #[arg(long, value_enum, default_value = "allowlist-only")]
+    pub(crate) xattrs: XattrsArg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FormatArg {
+    V1,
+    V2,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VerityArg {
+    /// the image boots only with fs-verity
+    Required,
+    /// the image boots without fs-verity too: a `?` in the argument
+    Optional,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BootKarg {
+    /// The image: a tag, a manifest digest, an image ID or a unique prefix
+    pub(crate) image: String,
+    /// The format [default: the repository's first]
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<FormatArg>,
+    /// Print `composefs=` for every format, as bootc does, instead of `composefs.digest=` for V1
+    #[arg(long)]
+    pub(crate) bootc: bool,
+    /// Whether fs-verity may be missing [default: as in the repository]
+    #[arg(long, value_enum)]
+    pub(crate) verity: Option<VerityArg>,
+    /// Which xattrs the boot image keeps
+    #[arg(long, value_enum, default_value = "allowlist-only")]
+    pub(crate) xattrs: XattrsArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BootFind {
+    /// The digest of the boot image, in hexadecimal
+    pub(crate) digest: String,
+    /// Search this image only
+    #[arg(long)]
+    pub(crate) image: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpgradeFormat {
+    /// The formats that the repository is to have
+    #[arg(value_enum)]
+    pub(crate) formats: FormatsArg,
+    /// Print what would be made, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -65,6 +65,8 @@ fn run(context: &Context, command: Command) -> anyhow::Result<Outcome> {
         Command::ServeMounts(args) => commands::mount::serve_mounts(context, &args),
         Command::Mount(args) => commands::mount::mount(context, &args),
         Command::Umount(args) => commands::mount::umount(context, &args),
+        Command::Boot(args) => commands::boot::boot(context, &args),
+        Command::UpgradeFormat(args) => commands::upgrade_format::upgrade_format(context, &args),
         Command::Gc(args) => commands::gc::gc(context, &args),
         Command::Fsck(args) => commands::fsck::fsck(context, &args),
     }

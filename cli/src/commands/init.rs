@@ -1,12 +1,12 @@
 //! `init`.
 
 use anyhow::Context as _;
-use repository::{Algorithm, InitOptions, InitOutcome, Repository, Security};
+use repository::{Algorithm, Format, Formats, InitOptions, InitOutcome, Repository, Security};
 use serde::Serialize;
 
 use super::Context;
 use crate::Outcome;
-use crate::args::{AlgorithmArg, Init};
+use crate::args::{AlgorithmArg, FormatsArg, Init};
 use crate::repo;
 
 #[derive(Serialize)]
@@ -24,12 +24,16 @@ pub(crate) fn init(context: &Context, args: &Init) -> anyhow::Result<Outcome> {
             AlgorithmArg::Sha512 => Algorithm::Sha512,
             AlgorithmArg::Sha256 => Algorithm::Sha256,
         },
+        formats: match args.format {
+            FormatsArg::V1 => Formats::single(Format::V1),
+            FormatsArg::V2 => Formats::single(Format::V2),
+            FormatsArg::Dual => Formats::dual(),
+        },
         security: if args.insecure {
             Security::Insecure
         } else {
             Security::Secure
         },
-        ..InitOptions::default()
     };
     let outcome = Repository::init(&context.repo, &options)
         .with_context(|| format!("cannot make a repository at {}", context.repo.display()))?;

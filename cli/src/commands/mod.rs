@@ -1,5 +1,6 @@
 //! One module for each group of commands.
 
+pub(crate) mod boot;
 pub(crate) mod fsck;
 pub(crate) mod gc;
 pub(crate) mod images;
@@ -7,6 +8,7 @@ pub(crate) mod import;
 pub(crate) mod init;
 pub(crate) mod mount;
 pub(crate) mod publish;
+pub(crate) mod upgrade_format;
 
 use std::path::PathBuf;
 
