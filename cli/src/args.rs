@@ -320,6 +320,10 @@ pub(crate) struct Gc {
     /// Print what would go, and why, and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// The storage.conf of the podman whose containers may use published layers [default: as podman
+    /// finds it]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) storage_conf: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

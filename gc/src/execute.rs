@@ -6,7 +6,7 @@
 use repository::{Error, Exclusive, Repository, Result, Wait};
 use serde::Serialize;
 
-use crate::plan::{Plan, plan};
+use crate::plan::{Plan, PlanOptions, plan};
 use crate::progress::{Phase, Progress};
 
 /// A plan that still holds, because nobody else can use the repository until it is dropped or
@@ -52,7 +52,7 @@ pub fn prepare<'r>(
         }
     }
     let exclusive = repository.exclusive(wait)?;
-    let plan = plan(&exclusive, progress)?;
+    let plan = plan(&exclusive, &PlanOptions::default(), progress)?;
     Ok(Prepared { exclusive, plan })
 }
 

@@ -26,6 +26,8 @@ mod roots;
 
 pub use execute::{Prepared, Swept, prepare};
 pub use fsck::{FsckOptions, Report, fsck};
-pub use plan::{Decision, Item, KeepReason, ObjectItem, Plan, RemoveReason, StagingItem, plan};
+pub use plan::{
+    Decision, Item, KeepReason, ObjectItem, Plan, PlanOptions, RemoveReason, StagingItem, plan,
+};
 pub use progress::{Phase, Progress};
 pub use roots::{Problem, Root};

@@ -1,11 +1,11 @@
 //! The plan: what is kept and what goes, with a reason for each thing. Data; writes nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use composefs_image::VerityDigest;
 use repository::list::{StagingOwner, StreamLink};
-use repository::{Repository, Result, StreamName};
+use repository::{Category, RefPath, Repository, Result, StreamName};
 use serde::Serialize;
 
 use crate::graph::{Graph, Node, Unknown};
@@ -130,15 +130,26 @@ impl Decision {
     }
 }
 
+/// What the plan is to be for.
+#[derive(Debug, Clone, Default)]
+pub struct PlanOptions {
+    /// Refs that are no roots any more: what the plan would be once they are gone.
+    pub given_up: HashSet<(Category, RefPath)>,
+}
+
 /// Finds out what is needed, and decides. Writes nothing.
 ///
 /// Without the exclusive lock ([`crate::prepare`]) others may add to the repository meanwhile: good
 /// enough to show, not to act on.
-pub fn plan(repository: &Repository, progress: &dyn Progress) -> Result<Plan> {
+pub fn plan(
+    repository: &Repository,
+    options: &PlanOptions,
+    progress: &dyn Progress,
+) -> Result<Plan> {
     let streams = repository.streams()?;
     let images = repository.images()?;
     let odd = [streams.foreign, images.foreign].concat();
-    let mut found = roots::find(repository, odd)?;
+    let mut found = roots::find(repository, odd, &options.given_up)?;
 
     let graph = Graph::new(repository, &streams.entries, &images.entries);
     let reached = follow(&graph, &mut found, progress);

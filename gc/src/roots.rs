@@ -1,5 +1,6 @@
 //! Roots: what is kept for its own sake, and what makes it impossible to tell.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use composefs_image::VerityDigest;
@@ -100,8 +101,12 @@ pub(crate) struct Found {
     pub(crate) ignored: Vec<Foreign>,
 }
 
-/// Every ref is a root, and every link with an odd name.
-pub(crate) fn find(repository: &Repository, odd: Vec<Foreign>) -> Result<Found> {
+/// Every ref is a root but those given up, and every link with an odd name.
+pub(crate) fn find(
+    repository: &Repository,
+    odd: Vec<Foreign>,
+    given_up: &HashSet<(Category, RefPath)>,
+) -> Result<Found> {
     let mut found = Found {
         roots: Vec::new(),
         problems: Vec::new(),
@@ -110,6 +115,9 @@ pub(crate) fn find(repository: &Repository, odd: Vec<Foreign>) -> Result<Found> 
     for category in [Category::Streams, Category::Images] {
         let refs = repository.refs(category)?;
         for reference in refs.entries {
+            if given_up.contains(&(category, reference.path.clone())) {
+                continue;
+            }
             let node = Node::named(category, &reference.target, repository.algorithm());
             let root = root_of(category, reference.path, reference.target.clone());
             match node {

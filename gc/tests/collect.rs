@@ -67,7 +67,7 @@ fn planning_writes_nothing_and_the_sweep_does_what_was_planned() {
         .remove_ref(Category::Streams, &tag("second"))
         .unwrap();
     let before = objects(&repository);
-    let plan = gc::plan(&repository, &()).unwrap();
+    let plan = gc::plan(&repository, &gc::PlanOptions::default(), &()).unwrap();
     assert_eq!(objects(&repository), before);
     let removed = |plan: &Plan| -> Vec<_> {
         let removal = |item: &&gc::ObjectItem| item.decision.is_removal();
@@ -95,7 +95,7 @@ fn every_decision_has_its_reason() {
     repository
         .remove_ref(Category::Streams, &tag("second"))
         .unwrap();
-    let plan = gc::plan(&repository, &()).unwrap();
+    let plan = gc::plan(&repository, &gc::PlanOptions::default(), &()).unwrap();
     let [Root::Tag { tag, target }] = plan.roots.as_slice() else {
         panic!("{:?}", plan.roots);
     };
@@ -377,7 +377,7 @@ fn a_repository_in_use_is_not_collected() {
     let other = directory.open();
     let busy = gc::prepare(&mut repository, Wait::Fail, &());
     assert!(matches!(busy, Err(Error::Busy(_))));
-    assert!(gc::plan(&other, &()).is_ok());
+    assert!(gc::plan(&other, &gc::PlanOptions::default(), &()).is_ok());
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn the_staging_directory_of_a_living_batch_stays() {
     let repository = directory.open();
     let batch = repository.batch().unwrap();
     batch.store_bytes(b"content").unwrap();
-    let plan = gc::plan(&repository, &()).unwrap();
+    let plan = gc::plan(&repository, &gc::PlanOptions::default(), &()).unwrap();
     assert_eq!(plan.staging.len(), 1);
     assert_eq!(plan.staging[0].bytes, 7);
     assert_eq!(plan.staging[0].decision, Decision::Keep(KeepReason::InUse));

@@ -124,11 +124,16 @@ impl Consumers {
         Ok(Self { path, known })
     }
 
-    /// Writes a store down, unless it is known or does not exist yet: one that podman has never used
-    /// holds nothing.
-    pub(crate) fn note(&mut self, conf: &StorageConf) -> Result<()> {
+    /// Adds a store, unless it does not exist yet: one that podman has never used holds nothing. Whether
+    /// it is new.
+    pub(crate) fn add(&mut self, conf: &StorageConf) -> bool {
         let consumer = Consumer::from(conf);
-        if !consumer.graphroot.exists() || !self.known.insert(consumer) {
+        consumer.graphroot.exists() && self.known.insert(consumer)
+    }
+
+    /// Adds a store, and writes it down if it is new.
+    pub(crate) fn note(&mut self, conf: &StorageConf) -> Result<()> {
+        if !self.add(conf) {
             return Ok(());
         }
         let write = || -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use containers_storage::{Digest, ImageId, ImageRecord, LayerId, own_store::OwnStore};
+use containers_storage::{Digest, ImageId, ImageRecord, LayerId};
 use repository::{Repository, VerityDigest, oci};
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Result},
     names::podman_name,
     paths::StorePaths,
-    store::{Store, image_of},
+    store::{Store, image_of, open_existing},
 };
 
 /// An image that podman is shown.
@@ -48,10 +48,8 @@ fn as_text<S: serde::Serializer>(
 /// The published images, in the order of their publishing. Writes nothing.
 pub fn published(repository: &Repository) -> Result<Vec<PublishedImage>> {
     let paths = StorePaths::of(repository);
-    let own = match OwnStore::open(&paths.store()) {
-        Ok(own) => own,
-        Err(containers_storage::Error::NoStore { .. }) => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
+    let Some(own) = open_existing(&paths)? else {
+        return Ok(Vec::new());
     };
     let images = own.root().image_records()?;
     let layers = own.root().layer_records()?;
@@ -135,10 +133,7 @@ pub fn find_published(repository: &Repository, text: &str) -> Result<PublishedIm
 /// does nothing if there is no store. Returns the images whose names changed.
 pub fn refresh_names(repository: &Repository) -> Result<Vec<ImageId>> {
     let paths = StorePaths::of(repository);
-    if matches!(
-        OwnStore::open(&paths.store()),
-        Err(containers_storage::Error::NoStore { .. })
-    ) {
+    if open_existing(&paths)?.is_none() {
         return Ok(Vec::new());
     }
     let mut store = Store::open(repository)?;

@@ -142,15 +142,24 @@ impl Store {
         }
         Ok(())
     }
+}
 
-    /// The short name of a layer that has a directory.
-    pub(crate) fn link_of(&self, layer: &LayerId) -> Result<Option<LinkId>> {
-        let path = self.paths.layer_directory(layer).join("link");
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(text.parse().ok()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io("read", path)(error)),
-        }
+/// The store for looking at it, if there is one. Writes nothing.
+pub(crate) fn open_existing(paths: &StorePaths) -> Result<Option<OwnStore>> {
+    match OwnStore::open(&paths.store()) {
+        Ok(own) => Ok(Some(own)),
+        Err(containers_storage::Error::NoStore { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The short name of a layer that has a directory.
+pub(crate) fn link_of(paths: &StorePaths, layer: &LayerId) -> Result<Option<LinkId>> {
+    let path = paths.layer_directory(layer).join("link");
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(text.parse().ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", path)(error)),
     }
 }
 

@@ -8,15 +8,16 @@
 
 use std::collections::HashSet;
 
-use containers_storage::{ImageId, LayerId, LayerRecord, LinkId, StorageConf};
+use containers_storage::{ImageId, LayerId, LayerRecord, LinkId, StorageConf, own_store::OwnStore};
 use repository::{Category, RefPath, Repository, failpoint};
 use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
-    in_use::User,
+    in_use::{Consumers, User},
+    paths::StorePaths,
     serve::LayerMounts,
-    store::{PUBLISHED, Store, layer_ref, with_ancestors},
+    store::{PUBLISHED, Store, layer_ref, link_of, open_existing, with_ancestors},
 };
 
 /// A layer that stays although no published image has it.
@@ -56,46 +57,106 @@ pub fn unpublish(
     }
     images.commit()?;
     failpoint("unpublish-image-removed");
-    let (removed, kept) = sweep(repository, &mut store)?;
+    let unused = sweep(repository, &mut store)?;
     Ok(UnpublishReport {
         image: image.clone(),
-        removed,
-        kept,
+        removed: unused.removed,
+        kept: unused.kept,
     })
 }
 
+/// Layers that no published image has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct UnusedLayers {
+    /// Those that nobody uses, which go.
+    pub removed: Vec<LayerId>,
+    /// Those that are in use, which stay.
+    pub kept: Vec<KeptLayer>,
+    /// The refs below `images/refs/` that go with the layers.
+    #[serde(skip)]
+    pub refs: Vec<RefPath>,
+}
+
+/// What [`remove_unused_layers`] would do. Writes nothing and takes no lock.
+pub fn unused_layers(repository: &Repository, conf: &StorageConf) -> Result<UnusedLayers> {
+    let paths = StorePaths::of(repository);
+    let Some(own) = open_existing(&paths)? else {
+        return Ok(UnusedLayers::default());
+    };
+    let mut consumers = Consumers::read(&paths)?;
+    consumers.add(conf);
+
+    let (mut layers, candidates) = split(&own)?;
+    let parked = own.removed()?;
+    let mut asked = Vec::new();
+    for record in &candidates {
+        asked.push((record.id.clone(), link_of(&paths, &record.id)?));
+    }
+    asked.extend(parked.iter().map(|layer| (layer.id.clone(), layer.link)));
+    let users = consumers.users_of(&asked);
+    let used = with_ancestors(&candidates, |id| !users.of(id).is_empty());
+
+    let mut unused = UnusedLayers::default();
+    for record in candidates {
+        if used.contains(&record.id) {
+            layers.insert(record.id.clone());
+            unused.kept.push(KeptLayer {
+                users: users.of(&record.id).to_vec(),
+                layer: record.id,
+            });
+        } else {
+            unused.removed.push(record.id);
+        }
+    }
+    let parked = parked.into_iter().map(|layer| layer.id);
+    layers.extend(parked.filter(|id| !users.of(id).is_empty()));
+    unused.refs = refs_of_others(repository, &layers)?;
+    Ok(unused)
+}
+
 /// Removes the layers that no published image has and nobody uses: what an earlier [`unpublish`] had to
-/// keep, and what a crash while publishing left behind. Returns them, and those that had to stay.
-pub fn remove_unused_layers(
-    repository: &Repository,
-    conf: &StorageConf,
-) -> Result<(Vec<LayerId>, Vec<KeptLayer>)> {
+/// keep, and what a crash while publishing left behind. Without a store it makes none.
+pub fn remove_unused_layers(repository: &Repository, conf: &StorageConf) -> Result<UnusedLayers> {
+    if open_existing(&StorePaths::of(repository))?.is_none() {
+        return Ok(UnusedLayers::default());
+    }
     let mut store = Store::open(repository)?;
     store.consumers.note(conf)?;
     sweep(repository, &mut store)
 }
 
-fn sweep(repository: &Repository, store: &mut Store) -> Result<(Vec<LayerId>, Vec<KeptLayer>)> {
-    let tops: HashSet<LayerId> = store
-        .own
-        .root()
-        .image_records()?
-        .into_iter()
-        .filter_map(|record| record.layer)
-        .collect();
-    let records = store.own.root().layer_records()?;
+/// The layers that published images need, and the records of all others.
+fn split(own: &OwnStore) -> Result<(HashSet<LayerId>, Vec<LayerRecord>)> {
+    let images = own.root().image_records()?.into_iter();
+    let tops: HashSet<LayerId> = images.filter_map(|record| record.layer).collect();
+    let mut records = own.root().layer_records()?;
     let needed = with_ancestors(&records, |id| tops.contains(id));
-    let candidates: Vec<LayerRecord> = records
-        .into_iter()
-        .filter(|record| !needed.contains(&record.id))
-        .collect();
+    records.retain(|record| !needed.contains(&record.id));
+    Ok((needed, records))
+}
+
+/// The refs of published layers other than `layers`.
+fn refs_of_others(repository: &Repository, layers: &HashSet<LayerId>) -> Result<Vec<RefPath>> {
+    let keep: HashSet<RefPath> = layers.iter().map(layer_ref).collect::<Result<_>>()?;
+    let refs = repository.refs(Category::Images)?.entries.into_iter();
+    Ok(refs
+        .map(|entry| entry.path)
+        .filter(|path| path.as_path().starts_with(PUBLISHED) && !keep.contains(path))
+        .collect())
+}
+
+fn sweep(repository: &Repository, store: &mut Store) -> Result<UnusedLayers> {
+    let (_, candidates) = split(&store.own)?;
     if candidates.is_empty() {
-        clear_up(repository, store)?;
-        return Ok((Vec::new(), Vec::new()));
+        let (_, refs) = clear_up(repository, store)?;
+        return Ok(UnusedLayers {
+            refs,
+            ..UnusedLayers::default()
+        });
     }
     let asked: Vec<(LayerId, Option<LinkId>)> = candidates
         .iter()
-        .map(|record| Ok((record.id.clone(), store.link_of(&record.id)?)))
+        .map(|record| Ok((record.id.clone(), link_of(&store.paths, &record.id)?)))
         .collect::<Result<_>>()?;
 
     let mut transaction = store.own.layers()?;
@@ -118,7 +179,7 @@ fn sweep(repository: &Repository, store: &mut Store) -> Result<(Vec<LayerId>, Ve
 
     // Looks for users a second time before anything is lost.
     store.settle_removed()?;
-    let present = clear_up(repository, store)?;
+    let (present, refs) = clear_up(repository, store)?;
     let removed = free
         .into_iter()
         .filter(|layer| !present.contains(layer))
@@ -131,11 +192,16 @@ fn sweep(repository: &Repository, store: &mut Store) -> Result<(Vec<LayerId>, Ve
             layer: record.id,
         })
         .collect();
-    Ok((removed, kept))
+    Ok(UnusedLayers {
+        removed,
+        kept,
+        refs,
+    })
 }
 
-/// Takes mounts and refs away that no layer of the store has. Returns the layers there are.
-fn clear_up(repository: &Repository, store: &Store) -> Result<HashSet<LayerId>> {
+/// Takes mounts and refs away that no layer of the store has. Returns the layers there are, and the refs
+/// that are gone.
+fn clear_up(repository: &Repository, store: &Store) -> Result<(HashSet<LayerId>, Vec<RefPath>)> {
     let records = store.own.root().layer_records()?;
     let mut layers: HashSet<LayerId> = records.into_iter().map(|record| record.id).collect();
     let present = layers.clone();
@@ -143,11 +209,9 @@ fn clear_up(repository: &Repository, store: &Store) -> Result<HashSet<LayerId>> 
     layers.extend(store.own.removed()?.into_iter().map(|layer| layer.id));
     LayerMounts::new(repository, &store.paths)?.remove_others(&layers)?;
     failpoint("unpublish-unmounted");
-    let keep: HashSet<RefPath> = layers.iter().map(layer_ref).collect::<Result<_>>()?;
-    for entry in repository.refs(Category::Images)?.entries {
-        if entry.path.as_path().starts_with(PUBLISHED) && !keep.contains(&entry.path) {
-            repository.remove_ref(Category::Images, &entry.path)?;
-        }
+    let refs = refs_of_others(repository, &layers)?;
+    for path in &refs {
+        repository.remove_ref(Category::Images, path)?;
     }
-    Ok(present)
+    Ok((present, refs))
 }

@@ -2,11 +2,13 @@
 
 use std::io::{self, Write};
 
-use gc::{Decision, Plan, RemoveReason, Swept};
-use repository::Wait;
+use gc::{Decision, Plan, PlanOptions, RemoveReason, Swept};
+use repository::{Category, Wait};
 use serde::Serialize;
+use store_driver::{UnusedLayers, remove_unused_layers, unused_layers};
 
 use super::Context;
+use super::publish::{podman_conf, print_kept};
 use crate::args::Gc;
 use crate::output::{count, size};
 use crate::progress::Phases;
@@ -14,6 +16,8 @@ use crate::{Outcome, repo};
 
 #[derive(Serialize)]
 struct Report {
+    /// Layers that are published no more.
+    layers: UnusedLayers,
     plan: Plan,
     /// Absent in a dry run.
     swept: Option<Swept>,
@@ -22,23 +26,32 @@ struct Report {
 pub(crate) fn gc(context: &Context, args: &Gc) -> anyhow::Result<Outcome> {
     let mut repository = repo::open(&context.repo)?;
     let progress = Phases::on_terminal();
+    let conf = podman_conf(args.storage_conf.as_deref())?;
     let report = if args.dry_run {
+        let layers = unused_layers(&repository, &conf)?;
+        let refs = layers.refs.iter().cloned();
+        let options = PlanOptions {
+            given_up: refs.map(|path| (Category::Images, path)).collect(),
+        };
         Report {
-            plan: gc::plan(&repository, &progress)?,
+            plan: gc::plan(&repository, &options, &progress)?,
+            layers,
             swept: None,
         }
     } else {
+        let layers = remove_unused_layers(&repository, &conf)?;
         let prepared = gc::prepare(&mut repository, Wait::Block, &progress)?;
         let (plan, swept) = prepared.execute(&progress)?;
         Report {
+            layers,
             plan,
             swept: Some(swept),
         }
     };
     drop(progress);
     context.style.print(&report, |out| match &report.swept {
-        Some(swept) => print_swept(swept, out),
-        None => print_plan(&report.plan, out),
+        Some(swept) => print_swept(&report.layers, swept, out),
+        None => print_plan(&report.layers, &report.plan, out),
     })?;
     for problem in &report.plan.problems {
         eprintln!("composefs-store: kept everything in doubt: {problem}");
@@ -50,7 +63,8 @@ pub(crate) fn gc(context: &Context, args: &Gc) -> anyhow::Result<Outcome> {
     })
 }
 
-fn print_swept(swept: &Swept, out: &mut dyn Write) -> io::Result<()> {
+fn print_swept(layers: &UnusedLayers, swept: &Swept, out: &mut dyn Write) -> io::Result<()> {
+    print_kept(&layers.kept, out)?;
     writeln!(
         out,
         "removed {} ({}), {}, {}, {}",
@@ -62,7 +76,11 @@ fn print_swept(swept: &Swept, out: &mut dyn Write) -> io::Result<()> {
     )
 }
 
-fn print_plan(plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
+fn print_plan(layers: &UnusedLayers, plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
+    print_kept(&layers.kept, out)?;
+    for layer in &layers.removed {
+        writeln!(out, "remove published layer {layer}: nobody uses it")?;
+    }
     for root in &plan.roots {
         writeln!(out, "keep {root} and what it needs")?;
     }

@@ -8,7 +8,7 @@ use containers_storage::{Environment, StorageConf};
 use repository::{Repository, oci};
 use serde::Serialize;
 use store_driver::{
-    Layout, PublishOptions, PublishReport, StorePaths, UnpublishReport, find_published,
+    KeptLayer, Layout, PublishOptions, PublishReport, StorePaths, UnpublishReport, find_published,
 };
 
 use super::Context;
@@ -51,7 +51,7 @@ pub(crate) fn publish_one(
 }
 
 /// The configuration of the podman that will use the store.
-fn podman_conf(file: Option<&Path>) -> anyhow::Result<StorageConf> {
+pub(crate) fn podman_conf(file: Option<&Path>) -> anyhow::Result<StorageConf> {
     let mut environment = Environment::current();
     if let Some(file) = file {
         environment
@@ -110,8 +110,13 @@ fn print_unpublished(report: &UnpublishReport, out: &mut dyn Write) -> io::Resul
         short(report.image.as_str()),
         count(report.removed.len() as u64, "layer")
     )?;
-    for layer in &report.kept {
-        writeln!(out, "  kept layer {}", short(layer.layer.as_str()))?;
+    print_kept(&report.kept, out)
+}
+
+/// Layers that stay because somebody uses them.
+pub(crate) fn print_kept(layers: &[KeptLayer], out: &mut dyn Write) -> io::Result<()> {
+    for layer in layers {
+        writeln!(out, "kept published layer {}", short(layer.layer.as_str()))?;
         for user in &layer.users {
             writeln!(out, "    {user}")?;
         }
