@@ -13,4 +13,5 @@ mod locking;
 mod peers;
 mod publishing;
 mod scene;
+mod tools;
 mod trees;
