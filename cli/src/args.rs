@@ -50,7 +50,7 @@ pub(crate) enum Command {
     /// Import images from podman's storage, reflinking their files
     #[command(after_help = "\
 Examples:
-  composefs-store import localhost/app:1 docker.io/library/debian:12
+  composefs-store import localhost/app:1 registry.example/debian:12
   composefs-store import --no-copy --tag base 3f1c0e9a
   composefs-store import --storage-root /srv/containers/storage --publish localhost/app:1")]
     Import(Import),
@@ -87,8 +87,8 @@ Podman finds it once storage.conf names the store (composefs-store podman-store-
         subcommand,
         after_help = "\
 Examples:
-  composefs-store boot prepare quay.io/fedora/fedora-bootc:44
-  composefs-store boot karg quay.io/fedora/fedora-bootc:44
+  composefs-store boot prepare registry.example/os:44
+  composefs-store boot karg registry.example/os:44
   composefs-store boot find 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
     )]
     Boot(Boot),

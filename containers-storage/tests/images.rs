@@ -13,11 +13,14 @@ fn an_image_is_found_by_name_id_prefix_and_digest() {
     let fixture = Fixture::new();
     let root = fixture.root("main");
     let layer = root.layer(None, &[("a", b"a")]);
-    let (id, digest) = root.image(&["quay.io/team/app:1.2", "localhost/app:latest"], &[&layer]);
+    let (id, digest) = root.image(
+        &["registry.example/team/app:1.2", "localhost/app:latest"],
+        &[&layer],
+    );
     root.image(&["localhost/other:latest"], &[]);
     let storage = root.open();
     for name in [
-        "quay.io/team/app:1.2",
+        "registry.example/team/app:1.2",
         "localhost/app:latest",
         "localhost/app",
         "app:latest",
@@ -26,9 +29,9 @@ fn an_image_is_found_by_name_id_prefix_and_digest() {
         &id[..12],
         &format!("sha256:{id}"),
         &digest.to_string(),
-        &format!("quay.io/team/app@{digest}"),
+        &format!("registry.example/team/app@{digest}"),
         &format!("app@{digest}"),
-        &format!("quay.io/team/app:1.2@{digest}"),
+        &format!("registry.example/team/app:1.2@{digest}"),
     ] {
         let image = storage
             .find_image(name)
@@ -41,14 +44,14 @@ fn an_image_is_found_by_name_id_prefix_and_digest() {
 fn a_short_name_is_never_completed_by_a_registry() {
     let fixture = Fixture::new();
     let root = fixture.root("main");
-    let (_, digest) = root.image(&["quay.io/team/app:latest"], &[]);
+    let (_, digest) = root.image(&["registry.example/team/app:latest"], &[]);
     let storage = root.open();
     for name in [
         "app",
         "team/app",
         "app:latest",
         "",
-        "quay.io/team/app:1",
+        "registry.example/team/app:1",
         &format!("app@{digest}"),
     ] {
         let error = storage.find_image(name).expect_err(name);
@@ -59,7 +62,7 @@ fn a_short_name_is_never_completed_by_a_registry() {
     }
     let error = storage.find_image("app").unwrap_err().to_string();
     assert!(
-        error.contains("did you mean quay.io/team/app:latest?"),
+        error.contains("did you mean registry.example/team/app:latest?"),
         "{error}"
     );
 }

@@ -159,7 +159,7 @@ impl Serialize for RefPath {
     }
 }
 
-/// The name that a user gives an image, for example `quay.io/org/app:1`.
+/// The name that a user gives an image, for example `registry.example/org/app:1`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag(String);
 

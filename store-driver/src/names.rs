@@ -2,7 +2,7 @@
 //!
 //! podman wants fully qualified references (domain, path, and a tag or digest) and fails on names that
 //! are none, so a tag that cannot be made into one is left out rather than written. Follows the
-//! reference grammar of the OCI distribution world; `docker.io` names get their `library/`.
+//! reference grammar of the OCI distribution world.
 
 /// The reference that podman lists for a repository tag: `app:1` is `localhost/app:1`, and a name
 /// without tag gets `:latest`. `None` if the tag is no image reference.
@@ -29,12 +29,7 @@ pub fn podman_name(tag: &str) -> Option<String> {
     if !is_domain(domain) || path.is_empty() || !path.split('/').all(is_path_component) {
         return None;
     }
-    let library = if domain == "docker.io" && !path.contains('/') {
-        "library/"
-    } else {
-        ""
-    };
-    let name = format!("{domain}/{library}{path}");
+    let name = format!("{domain}/{path}");
     if name.len() > MAX_NAME {
         return None;
     }
@@ -105,10 +100,11 @@ mod tests {
             ("app:1", "localhost/app:1"),
             ("org/app:1", "localhost/org/app:1"),
             ("localhost/app", "localhost/app:latest"),
-            ("quay.io/org/app:v1.2_x-3", "quay.io/org/app:v1.2_x-3"),
+            (
+                "registry.example/org/app:v1.2_x-3",
+                "registry.example/org/app:v1.2_x-3",
+            ),
             ("reg:5000/app", "reg:5000/app:latest"),
-            ("docker.io/debian:12", "docker.io/library/debian:12"),
-            ("docker.io/org/app:1", "docker.io/org/app:1"),
             ("a__b-.c", ""),
             ("a__b---c.d_e", "localhost/a__b---c.d_e:latest"),
         ] {
@@ -120,10 +116,10 @@ mod tests {
     fn digests_are_kept_and_must_be_valid() {
         let digest = format!("sha256:{}", "a".repeat(64));
         assert_eq!(
-            podman_name(&format!("quay.io/app@{digest}")).unwrap(),
-            format!("quay.io/app@{digest}")
+            podman_name(&format!("registry.example/app@{digest}")).unwrap(),
+            format!("registry.example/app@{digest}")
         );
-        assert_eq!(podman_name("quay.io/app@sha256:abc"), None);
+        assert_eq!(podman_name("registry.example/app@sha256:abc"), None);
     }
 
     #[test]

@@ -130,7 +130,7 @@ fn a_stored_image_is_found_with_all_that_belongs_to_it() {
         (ErofsKey::RootfsV2, "two"),
         (ErofsKey::Boot(".v1".into()), "boot"),
     ];
-    let stored = fixture.store(&image, &keys, Some("docker.io/library/thing:latest"));
+    let stored = fixture.store(&image, &keys, Some("registry.example/library/thing:latest"));
     let repository = fixture.open();
 
     let Images { images, damaged } = images(&repository).unwrap();
@@ -144,7 +144,7 @@ fn a_stored_image_is_found_with_all_that_belongs_to_it() {
     assert_eq!(found.config_stream(), &stored.config_stream);
     assert_eq!(
         found.tags(),
-        [Tag::new("docker.io/library/thing:latest").unwrap()]
+        [Tag::new("registry.example/library/thing:latest").unwrap()]
     );
     let diff_ids: Vec<_> = found.layers().iter().map(|layer| layer.diff_id).collect();
     assert_eq!(diff_ids, image.config.diff_ids());
@@ -231,7 +231,7 @@ fn every_manifest_of_a_config_gets_its_new_stream() {
 fn an_image_is_found_by_tag_digest_id_and_their_parts() {
     let fixture = Fixture::new();
     let (app, base) = (made("ab", ""), made("b", ""));
-    fixture.store(&app, &[], Some("quay.io/org/app:latest"));
+    fixture.store(&app, &[], Some("registry.example/org/app:latest"));
     fixture.store(&base, &[], Some("localhost/base:1"));
     let repository = fixture.open();
     let found = find(&repository, "base:1").unwrap();
@@ -239,8 +239,8 @@ fn an_image_is_found_by_tag_digest_id_and_their_parts() {
     let digest = app.manifest.digest();
     let id = app.config.digest();
     for name in [
-        "quay.io/org/app:latest".to_owned(),
-        "quay.io/org/app".into(),
+        "registry.example/org/app:latest".to_owned(),
+        "registry.example/org/app".into(),
         digest.to_string(),
         digest.to_hex(),
         id.to_string(),
