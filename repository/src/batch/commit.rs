@@ -4,7 +4,7 @@
 //! stands for something that isn't there. A failure in the middle leaves objects without a name, and
 //! complete links without refs: garbage, and harmless.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -45,8 +45,18 @@ impl Batch<'_> {
             failpoint("commit-objects-synced");
         }
 
-        // 3. The links.
+        // 3. The links, with bridges while streams are replaced.
         let mut touched = Touched::default();
+        let bridges = self.bridges(&state)?;
+        if !bridges.is_empty() {
+            failpoint("commit-bridges");
+            for digest in &bridges {
+                let name = bridge_name(digest);
+                self.link(Category::Streams, &name, digest, &mut touched)?;
+            }
+            touched.sync(self.repository)?;
+            failpoint("commit-bridged");
+        }
         for (name, digest) in &state.streams {
             failpoint("commit-stream");
             self.link(Category::Streams, name.as_str(), digest, &mut touched)?;
@@ -57,6 +67,12 @@ impl Batch<'_> {
         }
         failpoint("commit-linked");
         touched.sync(self.repository)?;
+        for digest in &bridges {
+            failpoint("commit-remove-bridge");
+            let directory = Path::new(Category::Streams.directory());
+            let dir = touched.enter(self.repository, directory)?;
+            durable::unlink(dir, bridge_name(digest), &root.join(directory))?;
+        }
 
         // 4. The refs.
         let mut touched = Touched::default();
@@ -68,6 +84,28 @@ impl Batch<'_> {
         touched.sync(self.repository)?;
         failpoint("commit-done");
         Ok(state.stats)
+    }
+
+    /// The objects of streams that are being replaced, old and new ones, that need another name meanwhile.
+    ///
+    /// The collector of composefs-rs follows a reference from stream to stream only if the object it
+    /// leads to has a name. Between the replacement of a config's link and that of its manifest's, one of
+    /// the two configs has none, and a collection after a crash would take what the image is made of.
+    fn bridges(&self, state: &State) -> Result<BTreeSet<VerityDigest>> {
+        let mut bridges = BTreeSet::new();
+        for (name, new) in &state.streams {
+            match self.repository.stream(name) {
+                Ok(Some(old)) if old != *new => {
+                    bridges.insert(*new);
+                    if self.repository.object_size(&old)?.is_some() {
+                        bridges.insert(old);
+                    }
+                }
+                Ok(_) | Err(Error::MalformedLink { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(bridges)
     }
 
     /// Before anything is changed: does everything exist that a link or ref is to point at?
@@ -193,6 +231,11 @@ impl Batch<'_> {
         rustix::fs::renameat(&self.dir, &temporary, dir, name)
             .map_err(Error::io("create link", path))
     }
+}
+
+/// The name of a bridge. One that a crash leaves behind keeps nothing alive.
+fn bridge_name(digest: &VerityDigest) -> String {
+    format!("composefs-store-commit-{digest}")
 }
 
 /// Gives a file a name that must not exist yet.
