@@ -10,6 +10,7 @@
 //! own `/etc/containers` and `/var/lib/containers` are never touched.
 #![forbid(unsafe_code)]
 
+pub mod bootable;
 pub mod command;
 pub mod filesystem;
 pub mod fixture;
@@ -18,6 +19,7 @@ pub mod machine;
 pub mod oci;
 pub mod peers;
 pub mod podman;
+pub mod registry;
 pub mod store;
 pub mod tar;
 pub mod tree;

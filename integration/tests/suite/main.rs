@@ -1,6 +1,7 @@
 //! The end-to-end tests, by topic. They run in the namespaces of `cargo xtask test`.
 #![forbid(unsafe_code)]
 
+mod boot;
 mod builds;
 mod collection;
 mod commands;

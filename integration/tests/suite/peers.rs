@@ -10,17 +10,17 @@ use std::path::Path;
 use std::process::Command;
 
 /// `cfsctl` on this machine's own namespace; it needs no other.
-fn cfsctl(repo: &Path, args: &[&str]) -> Result<Command> {
+pub(crate) fn cfsctl(repo: &Path, args: &[&str]) -> Result<Command> {
     let mut command = Command::new(Peers::from_env()?.cfsctl()?);
     command.arg("--repo").arg(repo).args(args);
     Ok(command)
 }
 
-fn cfsctl_ok(repo: &Path, args: &[&str]) -> Result<Finished> {
+pub(crate) fn cfsctl_ok(repo: &Path, args: &[&str]) -> Result<Finished> {
     ok(&mut cfsctl(repo, args)?)
 }
 
-fn cfsctl_json(repo: &Path, args: &[&str]) -> Result<Value> {
+pub(crate) fn cfsctl_json(repo: &Path, args: &[&str]) -> Result<Value> {
     Ok(serde_json::from_slice(&cfsctl_ok(repo, args)?.stdout)?)
 }
 
