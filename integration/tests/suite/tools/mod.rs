@@ -1,5 +1,6 @@
 //! The tools by their C names, beside the C tools themselves: the same bytes, outputs and exit codes.
 
+mod composefs_layers;
 mod directory;
 mod info;
 mod make;
