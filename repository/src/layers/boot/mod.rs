@@ -88,3 +88,6 @@ pub(super) fn read_file(
 pub(super) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     [directory, b"/", name].concat()
 }
+
+#[cfg(test)]
+mod tests;
