@@ -29,6 +29,9 @@ pub struct Machine {
     release: Release,
 }
 
+/// Where a machine has its programs.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Limits that podman asks for by default need `CAP_SYS_RESOURCE`; its networks need a network.
 const CONTAINERS_CONF: &str = r#"[containers]
 cgroups = "disabled"
@@ -137,10 +140,7 @@ impl Machine {
             .args(["--target", &target, "--mount", "--root", "--"])
             .arg(program)
             .env_clear()
-            .env(
-                "PATH",
-                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            )
+            .env("PATH", PATH)
             .env("HOME", "/root")
             .env("LC_ALL", "C.UTF-8")
             .env("BUILDAH_ISOLATION", "chroot");

@@ -48,7 +48,9 @@ impl Podman {
     pub fn new(machine: &Arc<Machine>, dir: &Path, engine: &Engine) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
         let conf = dir.join("storage.conf");
-        let run = PathBuf::from("/run/engines").join(dir.strip_prefix("/").unwrap_or(dir));
+        // Short: a longer path does not fit into the addresses of podman's sockets, and podman 4 then
+        // waits 20 seconds for every container to end.
+        let run = Path::new("/run/engines").join(dir.file_name().unwrap_or_default());
         let stores: Vec<String> = engine
             .additional_stores
             .iter()

@@ -4,9 +4,7 @@
 use anyhow::Result;
 use integration::fixture::Limits;
 use integration::store::Layout;
-use integration::{
-    Engine, Filesystem, Fixture, Kind, Machine, Peers, Podman, Release, Store, Tree,
-};
+use integration::{Engine, Filesystem, Fixture, Kind, Machine, Peers, Podman, Release, Store};
 use std::sync::Arc;
 
 /// The name of the image in every scene.
@@ -94,19 +92,6 @@ impl Scene {
             IMAGE,
         ])?;
         Ok(())
-    }
-
-    /// What a container must see in `layout` where podman's own storage shows `own`.
-    ///
-    /// In layout blob podman gives `/` the mode of the directory of objects, which is 0755; an image
-    /// cannot say another, and without one podman's own storage takes 0555.
-    pub(crate) fn expected(layout: Layout, mut own: Tree) -> Tree {
-        if layout == Layout::Blob
-            && let Some(root) = own.entries.get_mut(b"".as_slice())
-        {
-            root.mode = 0o040_755;
-        }
-        own
     }
 
     /// Imports and publishes the image, and gives an engine that has it from our store alone.
