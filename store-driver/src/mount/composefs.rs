@@ -85,11 +85,12 @@ pub struct Composefs<'a> {
     upper: Option<Upper<'a>>,
     access: Access,
     id_map: Option<BorrowedFd<'a>>,
+    newest_form: LayerForm,
 }
 
 /// The ways to hand layers to the overlay, newest first, with the first kernel that has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LayerForm {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LayerForm {
     /// `lowerdir+` and `datadir+` by descriptor; a detached EROFS mount is accepted (6.15).
     Descriptors,
     /// `lowerdir+` and `datadir+` as strings (6.8).
@@ -118,6 +119,7 @@ impl<'a> Composefs<'a> {
             upper: None,
             access: Access::ReadWrite,
             id_map: None,
+            newest_form: LayerForm::Descriptors,
         }
     }
 
@@ -160,6 +162,13 @@ impl<'a> Composefs<'a> {
     #[must_use]
     pub fn access(mut self, access: Access) -> Self {
         self.access = access;
+        self
+    }
+
+    /// Leaves the ways newer than `form` out, as on a kernel that lacks them.
+    #[must_use]
+    pub fn newest_form(mut self, form: LayerForm) -> Self {
+        self.newest_form = form;
         self
     }
 
@@ -240,22 +249,30 @@ impl<'a> Composefs<'a> {
 
     /// Takes the image's mount: a kernel that cannot use it detached attaches it for good.
     fn mount_overlay(&self, header: ImageHeader, image: &OwnedFd) -> Result<OwnedFd, MountError> {
-        let newest = match self.mount_overlay_as(LayerForm::Descriptors, image.as_fd()) {
-            Err(error) if is_unknown_option(&error) => error,
-            other => return other,
-        };
-        let attached = Attached::new(image, &self.source)?;
-        for form in LayerForm::OLDER {
-            if form == LayerForm::PlainString && header.stubs == Stubs::Absent {
-                continue;
-            }
-            match self.mount_overlay_as(form, attached.root.as_fd()) {
-                Err(error) if is_unknown_option(&error) => {}
+        // What a kernel new enough for the newest form says is the message that helps.
+        let mut first = None;
+        if self.newest_form == LayerForm::Descriptors {
+            match self.mount_overlay_as(LayerForm::Descriptors, image.as_fd()) {
+                Err(error) if is_unknown_option(&error) => first = Some(error),
                 other => return other,
             }
         }
-        // What a kernel new enough for the newest form says is the message that helps.
-        Err(newest)
+        let attached = Attached::new(image, &self.source)?;
+        for form in LayerForm::OLDER {
+            let needs_stubs = form == LayerForm::PlainString;
+            if form < self.newest_form || (needs_stubs && header.stubs == Stubs::Absent) {
+                continue;
+            }
+            match self.mount_overlay_as(form, attached.root.as_fd()) {
+                Err(error) if is_unknown_option(&error) => {
+                    first.get_or_insert(error);
+                }
+                other => return other,
+            }
+        }
+        Err(first.unwrap_or_else(|| MountError::NoStubs {
+            subject: self.source.clone(),
+        }))
     }
 
     fn mount_overlay_as(

@@ -20,7 +20,7 @@ use std::{
 };
 
 pub use bind::bind_read_only;
-pub use composefs::{Access, Backing, Composefs, Stacking, Upper, Verity};
+pub use composefs::{Access, Backing, Composefs, LayerForm, Stacking, Upper, Verity};
 pub use table::{MountEntry, MountTable};
 
 use rustix::{
@@ -60,6 +60,13 @@ pub enum MountError {
         /// What is wrong with the header.
         why: &'static str,
     },
+    /// Without data-only layers the root stubs of V0 and V1 have to hide the objects, and a V2 image has
+    /// none.
+    #[error("{subject}: a V2 image needs a kernel with data-only layers (6.5); use a V1 image")]
+    NoStubs {
+        /// What was being mounted.
+        subject: String,
+    },
     /// A file or directory that mounting needs could not be used.
     #[error("{}: {error}", path.display())]
     Path {
@@ -90,7 +97,7 @@ impl MountError {
     pub fn io_error(&self) -> Option<&io::Error> {
         match self {
             Self::Kernel { error, .. } | Self::Path { error, .. } => Some(error),
-            Self::NoFilesystem { .. } | Self::NotAnImage { .. } => None,
+            Self::NoFilesystem { .. } | Self::NotAnImage { .. } | Self::NoStubs { .. } => None,
         }
     }
 }
