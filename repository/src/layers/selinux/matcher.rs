@@ -25,7 +25,7 @@ use super::super::boot::BootProblem;
 const NFA_LIMIT: usize = 128 << 20;
 /// Bytes for determinised states before all of them are forgotten.
 const CACHE_CAPACITY: usize = 64 << 20;
-/// How often they may be forgotten: half a minute of work. A policy like that of Fedora and all paths of a
+/// How often they may be forgotten: about a minute of work. A policy like that of Fedora and all paths of a
 /// distribution need a fraction of the cache once.
 const CACHE_CLEARS: usize = 32;
 /// Most patterns for PCRE2.
