@@ -241,9 +241,11 @@ fn write_to<W: Write>(
             Some(tee.hasher.finish())
         }
     };
-    let out = out
+    let mut out = out
         .into_inner()
         .map_err(|error| WriteError::Io(error.into_error()))?;
+    // Standard output has a buffer of its own, and nobody hears of an error at the end of the process.
+    out.flush().map_err(WriteError::Io)?;
     Ok((digest, out))
 }
 

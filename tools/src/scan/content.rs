@@ -36,6 +36,8 @@ pub(super) enum ReadFile {
 /// Files that wait for a reader: each has a descriptor.
 const QUEUE: usize = 64;
 const BUFFER: usize = 256 * 1024;
+/// More threads do not read faster, but need memory.
+const MAX_THREADS: usize = 256;
 
 /// Calls `walk` with the two ends of the readers' queues. What it returns is returned when all readers
 /// have ended, which they do soon after it dropped the sender, at once when it failed.
@@ -49,7 +51,7 @@ pub(super) fn with_readers<T>(
     let work = Mutex::new(work);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        for _ in 0..threads.get() {
+        for _ in 0..threads.get().min(MAX_THREADS) {
             let reader = Reader {
                 work: &work,
                 findings: send_finding.clone(),

@@ -81,7 +81,7 @@ pub struct ScanOptions {
     pub xattrs: Xattrs,
     /// Hard links.
     pub hard_links: HardLinks,
-    /// How many threads read content; one more walks.
+    /// How many threads read content, at most 256; one more walks.
     pub threads: NonZeroUsize,
 }
 

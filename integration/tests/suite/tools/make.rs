@@ -192,6 +192,11 @@ fn an_image_that_cannot_be_written_whole_does_not_appear() -> Result<()> {
         let done = finish(tools.ours("mkcomposefs").arg(&source).arg(&device))?;
         ensure!(done.status.code() == Some(code), "{done}");
         ensure!(!fs::symlink_metadata(&device)?.is_file());
+        let mut to_stdout = tools.ours("mkcomposefs");
+        to_stdout
+            .args([source.as_os_str(), "-".as_ref()])
+            .stdout(File::options().write(true).open(&device)?);
+        ensure!(to_stdout.status()?.code() == Some(code));
     }
     Ok(())
 }
