@@ -103,16 +103,18 @@ pub(crate) fn stage(image: Option<&str>) -> Result<ExitCode> {
 fn play(shell: &Shell, given: Option<&str>) -> Result<()> {
     const USED: &str = "sync -f /var/lib && df -BM --output=used,avail,target /var/lib";
     let image = given.unwrap_or(DEMO_IMAGE);
-    say("podman's own storage, on an XFS that can reflink")?;
+    say("An image in podman's own storage, on an XFS that can reflink")?;
     shell.type_in("podman --version; stat --file-system --format='/var/lib is on %T' /var/lib")?;
     if given.is_some() {
         shell.type_in(&format!("podman pull --quiet {image}"))?;
     } else {
-        std::fs::copy(debian_tar(), shell.dir.join("debian.tar"))?;
-        std::fs::write(shell.dir.join("Containerfile"), CONTAINERFILE)?;
-        shell.type_in("cat Containerfile")?;
+        let context = shell.dir.join("image");
+        std::fs::create_dir(&context)?;
+        std::fs::copy(debian_tar(), context.join("debian.tar"))?;
+        std::fs::write(context.join("Containerfile"), CONTAINERFILE)?;
+        shell.type_in("cat image/Containerfile")?;
         shell.type_in(&format!(
-            "podman build --quiet --isolation chroot --tag {image} ."
+            "podman build --quiet --isolation chroot --tag {image} image"
         ))?;
     }
     shell.type_in("podman images")?;
@@ -123,21 +125,20 @@ fn play(shell: &Shell, given: Option<&str>) -> Result<()> {
     shell.type_in(&format!("composefs-store import {image}"))?;
     shell.type_in(USED)?;
     shell.type_in("composefs-store images")?;
+    say("podman's own copy goes; its blocks stay, because the repository shares them")?;
+    shell.type_in(&format!("podman rmi {image}"))?;
+    shell.type_in(USED)?;
 
     say("And back out: podman sees it as a read-only image")?;
+    std::os::unix::fs::symlink(workspace().join("contrib"), shell.dir.join("contrib"))?;
+    shell.type_in("composefs-store serve-mounts")?;
+    shell.type_in("cp contrib/containers-storage.conf /etc/containers/storage.conf")?;
+    shell.type_in("grep -v -e '^#' -e '^$' /etc/containers/storage.conf")?;
     let layout = layout(&shell.machine)?;
-    shell.write(
-        "/etc/containers/storage.conf",
-        &std::fs::read_to_string(workspace().join("contrib/containers-storage.conf"))?,
-    )?;
-    shell.type_in("grep -v -e '^ *#' -e '^$' /etc/containers/storage.conf")?;
     shell.type_in(&format!(
         "composefs-store publish --layout {layout} {image}"
     ))?;
-    say("podman's own copy goes; what is left of the image is ours")?;
-    shell.type_in(&format!("podman rmi {image}"))?;
     shell.type_in("podman images")?;
-    shell.type_in(USED)?;
     let command = if given.is_some() {
         " cat /etc/os-release"
     } else {
@@ -194,9 +195,5 @@ impl Shell {
             bail!("`{command}`: {status}");
         }
         Ok(())
-    }
-
-    fn write(&self, path: &str, content: &str) -> Result<()> {
-        self.machine.write(path, content)
     }
 }
