@@ -2,8 +2,33 @@
 #![no_main]
 
 use composefs_image::erofs::{hard_linked, walk_image};
-use composefs_image::{Dialect, Format, WriteOptions, image_objects, read_image, write_image};
+use composefs_image::{
+    Content, Dialect, Format, Kind, Tree, WriteOptions, image_objects, read_image, write_image,
+};
 use libfuzzer_sys::fuzz_target;
+
+/// What V2 keeps of a tree: no nanoseconds, and neither link counts nor object paths but the true ones.
+fn kept(tree: &Tree) -> Tree {
+    let mut kept = tree.clone();
+    for id in tree.walk().map(|visit| visit.id) {
+        kept.metadata_mut(id).mtime.nsec = 0;
+        kept.set_nlink(id, None);
+        if let Kind::Regular(Content::External {
+            size,
+            digest: Some(digest),
+            path: Some(_),
+        }) = tree.kind(id)
+        {
+            let content = Content::External {
+                size,
+                digest: Some(digest),
+                path: None,
+            };
+            kept.set_content(id, content);
+        }
+    }
+    kept
+}
 
 fuzz_target!(|image: &[u8]| {
     if let Ok(objects) = image_objects(image) {
@@ -16,7 +41,6 @@ fuzz_target!(|image: &[u8]| {
     let Ok(tree) = read_image(image) else {
         return;
     };
-    // V2 is the format that takes nothing away but nanoseconds.
     let options = WriteOptions {
         format: Format::V2,
         dialect: Dialect::ComposefsRs,
@@ -26,11 +50,7 @@ fuzz_target!(|image: &[u8]| {
         return;
     }
     let read = read_image(&written).expect("what was written can be read");
-    let mut expected = tree.clone();
-    for id in tree.walk().map(|visit| visit.id) {
-        expected.metadata_mut(id).mtime.nsec = 0;
-    }
-    assert!(read == expected, "read another tree than was written");
+    assert!(read == kept(&tree), "read another tree than was written");
     for dialect in [Dialect::C, Dialect::ComposefsRs] {
         for format in [Format::V0, Format::V1] {
             let mut written = Vec::new();
