@@ -6,7 +6,7 @@ use crate::setup;
 use crate::steps::{Steps, build, cargo, ok};
 use anyhow::{Context, Result};
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -29,11 +29,16 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
             ok(cargo().args(["test", "--quiet", "--package", "integration", "--lib"]))
         })?;
     }
+    let built = steps.run("build for the end-to-end tests", programs)?;
     let scratch = Scratch::new()?;
-    let suite = steps.run("build for the end-to-end tests", || {
-        programs(scratch.path())
-    })?;
-    let mut command: Vec<OsString> = vec![suite.into()];
+    let bin = scratch.path().join("bin");
+    std::fs::create_dir(&bin)?;
+    // Every machine sees the scratch directory, and no build changes the programs under the tests.
+    for (name, program) in &built.programs {
+        std::fs::copy(program, bin.join(name))
+            .with_context(|| format!("copy {}", program.display()))?;
+    }
+    let mut command: Vec<OsString> = vec![built.suite.into()];
     command.extend(filter.map(OsString::from));
     let status = steps.run("end-to-end tests", || isolate::run(scratch, &command))?;
     steps.report();
@@ -41,39 +46,39 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     Ok(status)
 }
 
-/// Builds the program with and without failpoints and the end-to-end tests; the programs are copied
-/// into the scratch directory, which every machine sees.
-fn programs(scratch: &Path) -> Result<std::path::PathBuf> {
-    let bin = scratch.join("bin");
-    std::fs::create_dir(&bin)?;
-    for (name, features) in [
-        ("composefs-store-failpoints", "failpoints"),
-        ("composefs-store", ""),
-    ] {
-        let program = build(
-            &[
-                "build",
-                "--quiet",
-                "--package",
-                "composefs-store",
-                "--features",
-                features,
-            ],
-            "composefs-store",
-        )?;
-        std::fs::copy(&program, bin.join(name))
-            .with_context(|| format!("copy {}", program.display()))?;
-    }
-    build(
-        &[
-            "test",
-            "--quiet",
-            "--no-run",
-            "--package",
-            "integration",
-            "--test",
-            "suite",
-        ],
+/// What the end-to-end tests need from cargo.
+struct Built {
+    /// Names in the scratch directory, and where the programs are now.
+    programs: Vec<(&'static str, PathBuf)>,
+    suite: PathBuf,
+}
+
+/// Builds the program with and without failpoints, and the end-to-end tests.
+fn programs() -> Result<Built> {
+    const PACKAGE: [&str; 4] = ["build", "--quiet", "--package", "composefs-store"];
+    const SUITE: [&str; 7] = [
+        "test",
+        "--quiet",
+        "--no-run",
+        "--package",
+        "integration",
+        "--test",
         "suite",
-    )
+    ];
+    let with_failpoints = build(
+        &[PACKAGE.as_slice(), &["--features", "failpoints"]].concat(),
+        "composefs-store",
+    )?;
+    // The second build has the same place.
+    let kept = with_failpoints.with_file_name("composefs-store-failpoints");
+    std::fs::rename(&with_failpoints, &kept)
+        .with_context(|| format!("rename {}", with_failpoints.display()))?;
+    let plain = build(&PACKAGE, "composefs-store")?;
+    Ok(Built {
+        programs: vec![
+            ("composefs-store", plain),
+            ("composefs-store-failpoints", kept),
+        ],
+        suite: build(&SUITE, "suite")?,
+    })
 }
