@@ -23,7 +23,7 @@ fn trees() -> Result<u64> {
     }
 }
 
-fn dump(tree: &Tree) -> Result<Vec<u8>> {
+pub(crate) fn dump(tree: &Tree) -> Result<Vec<u8>> {
     let mut dump = Vec::new();
     write_dump(tree, &mut dump)?;
     Ok(dump)
@@ -86,7 +86,7 @@ fn with_links_turned(dump: &[u8], random: &mut Random) -> Vec<u8> {
 }
 
 /// composefs-rs takes times before 1970 only as numbers above 2^63.
-fn with_unsigned_times(dump: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn with_unsigned_times(dump: &[u8]) -> Result<Vec<u8>> {
     let mut lines = lines(dump);
     for fields in &mut lines {
         if fields[MTIME].starts_with(b"-") {
@@ -99,15 +99,20 @@ fn with_unsigned_times(dump: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// An image, or why the peer refuses to make one.
-type Answer = std::result::Result<Vec<u8>, String>;
+pub(crate) type Answer = std::result::Result<Vec<u8>, String>;
 
 /// `mkcomposefs` of the C tools.
-struct C {
+pub(crate) struct C {
     root: PathBuf,
 }
 
 impl C {
-    fn image(&self, dump: &[u8], format: Format) -> Result<Answer> {
+    pub(crate) fn new(peers: &Peers) -> Result<Self> {
+        let root = peers.root("sid")?;
+        Ok(Self { root })
+    }
+
+    pub(crate) fn image(&self, dump: &[u8], format: Format) -> Result<Answer> {
         let number = format.number();
         let mut child = Command::new("chroot")
             .arg(&self.root)
@@ -135,12 +140,12 @@ impl C {
 }
 
 /// The program of `integration/oracle`.
-struct ComposefsRs {
+pub(crate) struct ComposefsRs {
     child: Child,
 }
 
 impl ComposefsRs {
-    fn start(peers: &Peers) -> Result<Self> {
+    pub(crate) fn start(peers: &Peers) -> Result<Self> {
         let child = Command::new(peers.composefs_rs_oracle()?)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -149,7 +154,12 @@ impl ComposefsRs {
         Ok(Self { child })
     }
 
-    fn image(&mut self, dump: &[u8], format: Format, algorithm: Algorithm) -> Result<Answer> {
+    pub(crate) fn image(
+        &mut self,
+        dump: &[u8],
+        format: Format,
+        algorithm: Algorithm,
+    ) -> Result<Answer> {
         let input = self.child.stdin.as_mut().context("a pipe")?;
         input.write_all(&[format.number(), algorithm.digest_len() as u8])?;
         input.write_all(&u32::try_from(dump.len())?.to_le_bytes())?;
@@ -245,9 +255,7 @@ fn all_equal(
 
 #[test]
 fn images_of_random_trees_are_those_of_the_c_tools() -> Result<()> {
-    let c = C {
-        root: Peers::from_env()?.root("sid")?,
-    };
+    let c = C::new(&Peers::from_env()?)?;
     // C miscounts when a marker replaces a longer xattr of that name, and then refuses.
     let known = "Numerical result out of range";
     let formats = [Format::V0, Format::V1];
@@ -274,9 +282,7 @@ fn images_of_random_trees_are_those_of_composefs_rs() -> Result<()> {
 #[test]
 fn images_of_directories_of_any_size_are_those_of_both() -> Result<()> {
     let peers = Peers::from_env()?;
-    let c = C {
-        root: peers.root("sid")?,
-    };
+    let c = C::new(&peers)?;
     let mut composefs_rs = ComposefsRs::start(&peers)?;
     // Around one block, around where a tail begins to be kept, and many blocks.
     for names in [0, 1, 60, 61, 62, 120, 121, 122, 240, 10_000, 100_000] {

@@ -10,6 +10,7 @@ mod damage;
 mod filesystems;
 mod harness;
 mod images;
+mod kernel;
 mod locking;
 mod peers;
 mod publishing;
