@@ -58,7 +58,7 @@ impl Tool {
             Ok(Ok(())) => ExitCode::SUCCESS,
             Ok(Err(error)) if crate::is_broken_pipe(&error) => ExitCode::SUCCESS,
             Ok(Err(error)) => {
-                eprintln!("{}: {error:#}", self.name());
+                eprintln!("{}: {}", self.name(), crate::sentence(&error));
                 ExitCode::FAILURE
             }
             Err(exit_code) => exit_code,
