@@ -12,6 +12,7 @@ mod harness;
 mod images;
 mod kernel;
 mod locking;
+mod mounting;
 mod peers;
 mod publishing;
 mod scene;
