@@ -10,6 +10,11 @@ fuzz_target!(|dump: &[u8]| {
         let Ok(tree) = read_dump(dump, dialect) else {
             continue;
         };
+        // composefs-rs reads seconds above 2^63 and wraps them, but refuses what they then are.
+        let wrapped = |id| tree.metadata(id).mtime.sec < 0;
+        if dialect == Dialect::ComposefsRs && tree.walk().any(|visit| wrapped(visit.id)) {
+            continue;
+        }
         let mut written = Vec::new();
         write_dump(&tree, &mut written).expect("memory takes everything");
         let read = read_dump(written.as_slice(), dialect).expect("what was written can be read");
