@@ -25,6 +25,8 @@ Examples:
   composefs-store podman-store-path                    the path for additionalimagestores
   composefs-store untag localhost/app:1 && composefs-store gc
 
+Also here, and when called by their names: mkcomposefs, composefs-info, mount.composefs.
+
 Exit status: 0 done, 1 failed or (fsck) findings, 2 wrong usage.";
 
 /// Options that every command takes.
