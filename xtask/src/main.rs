@@ -4,6 +4,7 @@
 //! (see [`isolate`]); what is installed comes from the distribution's packages (see [`setup`]).
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod isolate;
 mod scratch;
@@ -31,6 +32,11 @@ enum Command {
         /// An image to pull; without it, a Debian is made.
         image: Option<String>,
     },
+    /// Measure against the peers and write the result to docs/benchmarks.md.
+    Bench {
+        #[command(subcommand)]
+        subject: bench::Subject,
+    },
     /// Install the packages, root directories and peers that the tests need.
     Setup,
     /// Run formatting, lints, unit tests and the end-to-end tests.
@@ -38,6 +44,12 @@ enum Command {
         /// Only the end-to-end tests whose names contain this.
         #[arg(long)]
         filter: Option<String>,
+    },
+    /// Runs a program and tells what it took.
+    #[command(name = bench::STAGE, hide = true)]
+    BenchStage {
+        #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
     },
     /// The demo, in its namespaces.
     #[command(name = demo::STAGE, hide = true)]
@@ -54,6 +66,8 @@ fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Demo { image } => demo::run(image.as_deref()),
         Command::DemoStage { image } => demo::stage(image.as_deref()),
+        Command::Bench { subject } => bench::run(&subject),
+        Command::BenchStage { command } => bench::stage(&command),
         Command::Setup => setup::for_tests().map(|()| ExitCode::SUCCESS),
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::FirstProcess { command } => isolate::first_process(&command),

@@ -1,0 +1,42 @@
+//! `cargo xtask bench`: our programs and their peers side by side, into `docs/benchmarks.md`.
+//!
+//! What is compared runs in turns in one go, so that whatever else the machine does meanwhile hits
+//! all of them, and the medians are kept. Only what was measured is written down.
+
+mod image;
+mod input;
+mod measure;
+mod report;
+
+use crate::scratch::Scratch;
+use crate::setup;
+use anyhow::Result;
+use clap::Subcommand;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+pub(crate) use measure::STAGE;
+
+/// What to measure.
+#[derive(Subcommand)]
+pub(crate) enum Subject {
+    /// Images of dumpfiles, against the C tools and composefs-rs.
+    Image,
+}
+
+/// Measures, prints the result and puts it into `docs/benchmarks.md`.
+pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
+    setup::for_tests()?;
+    let scratch = Scratch::new()?;
+    let section = match subject {
+        Subject::Image => image::measure(scratch.path())?,
+    };
+    println!("{section}");
+    section.save()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs one program and prints what it took; see [`measure`].
+pub(crate) fn stage(command: &[OsString]) -> Result<ExitCode> {
+    measure::stage(command).map(|()| ExitCode::SUCCESS)
+}
