@@ -3,7 +3,7 @@
 //! A command runs in mount and PID namespaces of its own. When it ends, or this process does, in
 //! whatever way, the kernel kills every process in there, and with the last one go all mounts and
 //! all loop devices. The machine's own `/run`, `/etc/containers` and `/var/lib/containers` are hidden
-//! from the start.
+//! from the start, and what is written elsewhere in `/etc` and `/var/lib` goes with the namespaces.
 
 use crate::scratch::Scratch;
 use anyhow::{Context, Result, bail};
@@ -12,7 +12,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::ffi::{CStr, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -89,11 +89,12 @@ fn prepare(scratch: &Path) -> Result<()> {
     filesystem(c"proc", "/proc")?;
     filesystem(c"cgroup2", "/sys/fs/cgroup")?;
     let resolver = std::fs::read("/etc/resolv.conf").unwrap_or_default();
-    for hidden in ["/run", "/etc/containers", "/var/lib/containers"] {
-        if hidden != "/run" && !Path::new(hidden).exists() {
-            // Nothing there to hide, and nothing is to be created there.
-            continue;
-        }
+    filesystem(c"tmpfs", "/run")?;
+    for (kept, number) in [("/etc", 1), ("/var/lib", 2)] {
+        overlay(kept, &format!("/run/kept/{number}"))?;
+    }
+    for hidden in ["/etc/containers", "/var/lib/containers"] {
+        std::fs::create_dir_all(hidden)?;
         filesystem(c"tmpfs", hidden)?;
     }
     std::fs::create_dir_all("/run/lock")?;
@@ -108,6 +109,23 @@ fn filesystem(kind: &CStr, at: &str) -> Result<()> {
     let name = kind.to_str()?;
     mount(name, at, name, MountFlags::empty(), None::<&CStr>)
         .with_context(|| format!("mount {name} on {at}"))
+}
+
+/// Lets `dir` look as it is, and sends what is written there to `aside`.
+fn overlay(dir: &str, aside: &str) -> Result<()> {
+    let (upper, work) = (format!("{aside}/upper"), format!("{aside}/work"));
+    for part in [&upper, &work] {
+        std::fs::create_dir_all(part)?;
+    }
+    let options = CString::new(format!("lowerdir={dir},upperdir={upper},workdir={work}"))?;
+    mount(
+        "overlay",
+        dir,
+        "overlay",
+        MountFlags::empty(),
+        options.as_c_str(),
+    )
+    .with_context(|| format!("mount an overlay on {dir}"))
 }
 
 /// `/etc/resolv.conf` is often a link to a file below `/run`.
