@@ -32,7 +32,8 @@ Exit status: 0 done, 1 failed or (fsck) findings, 2 wrong usage.";
 /// Options that every command takes.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// The repository [default: /sysroot/composefs where it exists, else /var/lib/composefs-store]
+    /// The repository [default: /sysroot/composefs where it exists, else /var/lib/composefs-store;
+    /// for users $XDG_DATA_HOME/composefs-store or ~/.local/share/composefs-store]
     #[arg(long, global = true, env = "COMPOSEFS_STORE_REPO", value_name = "DIR")]
     pub(crate) repo: Option<PathBuf>,
     /// Print one JSON document instead of text (shapes: docs/json.md)
@@ -50,6 +51,9 @@ pub(crate) enum Command {
     /// Again with the same settings it does nothing; with others it fails and names both.
     Init(Init),
     /// Import images from podman's storage, reflinking their files
+    ///
+    /// A user imports from their own storage: the program goes on in a user namespace with the user's
+    /// IDs of /etc/subuid and /etc/subgid, as podman does.
     #[command(after_help = "\
 Examples:
   composefs-store import localhost/app:1 registry.example/debian:12

@@ -3,16 +3,21 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use containers_storage::Environment;
 use repository::Repository;
 
 const BOOTC: &str = "/sysroot/composefs";
 const DEFAULT: &str = "/var/lib/composefs-store";
 
-/// `--repo` (or its variable) if given, else bootc's repository where it exists, else our own place.
+/// `--repo` (or its variable) if given; else a user's own place; else, for root, bootc's repository
+/// where it exists, else the system's place.
 pub(crate) fn choose(given: Option<PathBuf>) -> PathBuf {
     given.unwrap_or_else(|| {
+        let environment = Environment::current();
         let bootc = Path::new(BOOTC);
-        if bootc.is_dir() {
+        if !environment.is_root() {
+            environment.data_home().join("composefs-store")
+        } else if bootc.is_dir() {
             bootc.to_owned()
         } else {
             DEFAULT.into()

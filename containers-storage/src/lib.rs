@@ -32,6 +32,7 @@ mod lock;
 pub mod own_store;
 mod read;
 mod records;
+pub mod rootless;
 mod storage;
 mod tar_split;
 

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::num::NonZeroUsize;
 
 use anyhow::{Context as _, bail};
-use containers_storage::{OpenOptions, Storage};
+use containers_storage::{OpenOptions, Storage, rootless};
 use importer::{
     Cancel, Counts, ImportOptions, ImportReport, LayerOutcome, Progress, Quiet, Tally, import_image,
 };
@@ -26,6 +26,9 @@ struct Report {
 pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome> {
     if args.images.len() > 1 && !args.tag.is_empty() {
         bail!("--tag names one image, but {} are given", args.images.len());
+    }
+    if rootless::is_needed() {
+        rootless::reexecute().context("cannot read the layers of a user's podman")?;
     }
     let repository = repo::open(&context.repo)?;
     let storage = Storage::open(&OpenOptions {

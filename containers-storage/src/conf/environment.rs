@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+use crate::rootless::{CONFIGURED, ROOTLESS_UID};
+
 /// User id and environment variables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Environment {
@@ -16,12 +18,22 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// The environment of this process.
+    /// The environment of this process. In a user namespace that [`crate::rootless`] or `podman unshare`
+    /// has made, the user is the one outside.
     pub fn current() -> Self {
-        Self {
-            uid: rustix::process::geteuid().as_raw(),
-            variables: std::env::vars_os().collect(),
+        let uid = rustix::process::geteuid().as_raw();
+        Self::of(uid, std::env::vars_os().collect())
+    }
+
+    fn of(uid: u32, variables: BTreeMap<OsString, OsString>) -> Self {
+        let mut environment = Self { uid, variables };
+        if environment.non_empty(CONFIGURED).is_some()
+            && let Some(outside) = environment.non_empty(ROOTLESS_UID)
+            && let Some(outside) = outside.to_str().and_then(|text| text.parse().ok())
+        {
+            environment.uid = outside;
         }
+        environment
     }
 
     /// A variable that is set, if only to the empty string.
@@ -36,7 +48,8 @@ impl Environment {
         self.get(name).filter(|value| !value.is_empty())
     }
 
-    pub(crate) fn is_root(&self) -> bool {
+    /// Whether the user is root.
+    pub fn is_root(&self) -> bool {
         self.uid == 0
     }
 
@@ -50,7 +63,8 @@ impl Environment {
             .map_or_else(|| self.home().join(".config"), PathBuf::from)
     }
 
-    pub(crate) fn data_home(&self) -> PathBuf {
+    /// Where the user's programs keep their data: `$XDG_DATA_HOME` or `~/.local/share`.
+    pub fn data_home(&self) -> PathBuf {
         self.non_empty("XDG_DATA_HOME")
             .map_or_else(|| self.home().join(".local/share"), PathBuf::from)
     }
@@ -91,6 +105,19 @@ impl Environment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn in_a_namespace_of_podmans_the_user_is_the_one_outside() {
+        let of = |uid, variables: &[(&str, &str)]| {
+            let variables = variables.iter().map(|(k, v)| (k.into(), v.into()));
+            Environment::of(uid, variables.collect()).uid
+        };
+        let unshared = [(CONFIGURED, "done"), (ROOTLESS_UID, "1000")];
+        assert_eq!(of(0, &unshared), 1000);
+        assert_eq!(of(0, &unshared[1..]), 0);
+        assert_eq!(of(0, &[(CONFIGURED, "done"), (ROOTLESS_UID, "x")]), 0);
+        assert_eq!(of(1001, &[]), 1001);
+    }
 
     #[test]
     fn paths_expand_user_id_and_variables() {
