@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::sync::Mutex;
 
-use importer::{Event, Progress, Stage};
+use importer::{Event, LayerPlan, Progress, Stage};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 /// Bars on standard error.
@@ -61,7 +61,7 @@ impl Progress for Bars {
             Event::Layers { layers } => {
                 state.titles = layers
                     .iter()
-                    .map(|layer| (short(layer.id.as_str()).to_owned(), layer.size))
+                    .map(|layer| (title(layer), layer.size))
                     .collect();
             }
             Event::Stage { stage } => self.stage(&mut state, *stage),
@@ -95,6 +95,15 @@ fn bar_style() -> ProgressStyle {
         "{msg:12} {bar:30} {binary_bytes:>10}/{binary_total_bytes:10} {binary_bytes_per_sec:>12} {eta:>4}",
     )
     .expect("the template is constant")
+}
+
+/// A layer by the ID or digest under which its source knows it.
+fn title(layer: &LayerPlan) -> String {
+    match (&layer.id, &layer.blob) {
+        (Some(id), _) => short(id.as_str()).to_owned(),
+        (None, Some(blob)) => short(&blob.to_hex()).to_owned(),
+        (None, None) => short(&layer.diff_id.to_hex()).to_owned(),
+    }
 }
 
 /// The twelve digits of an ID that podman shows.

@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::ConfigDigest;
+
 /// Text that is not an ID: empty, too long, or with characters that have no place in a path component.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a valid {kind}")]
@@ -112,6 +114,14 @@ id_type!(
     ImageId,
     "image ID"
 );
+impl ImageId {
+    /// The ID of an image that has this config, none of whose layers was identified by a table of
+    /// contents.
+    pub fn of_config(config: &ConfigDigest) -> Self {
+        Self(config.to_hex().into())
+    }
+}
+
 id_type!(
     /// A container.
     ContainerId,

@@ -4,6 +4,7 @@
 use std::error::Error;
 
 use containers_storage::{OpenOptions, Storage};
+use importer::source::from_storage;
 use importer::{ImportOptions, Quiet, import_image};
 use repository::{Repository, Tag};
 
@@ -19,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         root: Some(next()?.into()),
         conf: None,
     })?;
-    let image = storage.find_image(&next()?)?;
+    let image = from_storage(&storage.find_image(&next()?)?)?;
     let options = ImportOptions {
         tags: arguments.map(Tag::new).collect::<Result<_, _>>()?,
         ..ImportOptions::default()

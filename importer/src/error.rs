@@ -6,28 +6,29 @@
 
 use std::io;
 
-use containers_storage::{EntryName, ImageId, LayerId};
+use containers_storage::{EntryName, ImageId};
 use repository::layers::MergeError;
-use repository::oci::{DiffId, DocumentError, OciError};
+use repository::oci::{BlobDigest, DiffId, DocumentError, OciError};
 use thiserror::Error;
+
+use crate::progress::LayerPlan;
+use crate::source::SourceError;
 
 /// Why an import stopped.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ImportError {
-    /// Reading the source's records failed.
+    /// The source has no such image, or cannot be read.
     #[error(transparent)]
-    Storage(#[from] containers_storage::Error),
+    Source(#[from] SourceError),
     /// Reading or writing the repository failed.
     #[error(transparent)]
     Repository(#[from] repository::Error),
     /// A layer could not be imported.
-    #[error("layer {layer} ({diff_id})")]
+    #[error("layer {layer}")]
     Layer {
-        /// The layer's ID in containers-storage.
-        layer: LayerId,
-        /// The diff ID that the image's config names for it.
-        diff_id: DiffId,
+        /// The layer.
+        layer: Box<LayerPlan>,
         /// What went wrong.
         source: LayerError,
     },
@@ -40,10 +41,10 @@ pub enum ImportError {
         source: MergeError,
     },
     /// The manifest or config is not one of an image.
-    #[error("image {image}: the manifest or config cannot be used")]
+    #[error("{image}: the manifest or config cannot be used")]
     Document {
-        /// The image.
-        image: ImageId,
+        /// The image, as its source calls it.
+        image: String,
         /// What is wrong.
         source: DocumentError,
     },
@@ -68,8 +69,31 @@ pub enum LayerError {
     /// names the file, where there is one.
     #[error(transparent)]
     Storage(#[from] containers_storage::Error),
-    /// What the tar-split holds is no tar that can be imported.
-    #[error("the tar-split holds no valid tar")]
+    /// The blob cannot be opened.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The blob cannot be read or uncompressed.
+    #[error("the blob cannot be read")]
+    Read(#[source] io::Error),
+    /// The blob is not the one that the manifest names.
+    #[error("the blob has the digest {actual}: it is damaged, or another one")]
+    BlobDigest {
+        /// The digest of what was read.
+        actual: BlobDigest,
+    },
+    /// The blob does not have the size that the manifest gives.
+    #[error("the blob has {} bytes instead of {expected}", or_more(*actual))]
+    BlobSize {
+        /// The size by the manifest, in bytes.
+        expected: u64,
+        /// The size of what was read, in bytes; `None` if it is larger than it should be.
+        actual: Option<u64>,
+    },
+    /// The blob is compressed in a way that is not known here.
+    #[error("the blob is compressed with {0}, which is not supported; gzip and zstd are")]
+    Compression(&'static str),
+    /// What the tar-split or the blob holds is no tar that can be imported.
+    #[error("it holds no valid tar")]
     Tar(#[from] repository::layers::TarError),
     /// The tar-split contradicts itself, or a member is of a kind that cannot be imported.
     #[error("file {name}: {problem}")]
@@ -88,9 +112,9 @@ pub enum LayerError {
         source: FileError,
     },
     /// The layer put together again is not the one that the config names.
-    #[error("the layer's content has the diff ID {actual}: its tar-split or a file was altered")]
+    #[error("the layer's content has the diff ID {actual}: it was altered")]
     DiffId {
-        /// The SHA-256 of the tar put together from tar-split and files.
+        /// The SHA-256 of the uncompressed tar.
         actual: DiffId,
     },
     /// Writing to the repository failed.
@@ -161,4 +185,8 @@ pub enum FileError {
     /// It could not be stored.
     #[error(transparent)]
     Repository(#[from] repository::Error),
+}
+
+fn or_more(size: Option<u64>) -> String {
+    size.map_or_else(|| "more".into(), |size| size.to_string())
 }

@@ -1,4 +1,4 @@
-//! An image of containers-storage into a repository: the stages in order, and what they share.
+//! An image into a repository: the stages in order, and what they share.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
@@ -7,10 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use composefs_image::VerityDigest;
-use containers_storage::{Image, Layer};
+use containers_storage::ImageId;
 use repository::layers::{Rules, XattrFilter, merged_tree};
 use repository::oci::{
-    self, Config, DiffId, ErofsKey, ErofsRefs, Manifest, NamesStream, NewImage, OciError,
+    self, Config, DiffId, DocumentError, ErofsKey, ErofsRefs, Manifest, NamesStream, NewImage,
+    OciError, check_pair,
 };
 use repository::{Batch, CopyPolicy, Repository, Tag};
 
@@ -19,10 +20,11 @@ use crate::error::{ImportError, LayerError};
 use crate::layer;
 use crate::pool::Queue;
 use crate::present;
-use crate::progress::{Event, LayerPlan, Progress, Stage};
+use crate::progress::{Event, Progress, Stage};
 use crate::report::{
     Counts, ImportReport, LayerOutcome, LayerReport, Outcome, Tally, Times, Warning,
 };
+use crate::source::{SourceImage, SourceLayer};
 use crate::work::{Context, Job, Stop};
 
 /// What is committed together, in bytes of uncompressed layers: what an interrupted import has to read
@@ -35,7 +37,7 @@ const READERS_MAX: usize = 8;
 /// Buffers of all layers in work, if there are not so many jobs that they need more.
 const BUFFERS: usize = 64;
 
-/// How to import.
+/// How to import. Made as `ImportOptions { tags, ..ImportOptions::default() }`: options are added.
 #[derive(Debug, Clone)]
 pub struct ImportOptions {
     /// Whether files may be copied where they cannot be cloned.
@@ -67,14 +69,14 @@ impl ImportOptions {
     }
 }
 
-/// Brings an image of containers-storage into the repository, verified, and tags it.
+/// Brings an image into the repository, verified, and tags it.
 ///
 /// When it returns, everything is durable. When it fails, the image is not in the repository; layers
 /// that were committed before the failure are, verified, for the next attempt. To import an image that
 /// is there already only adds tags.
 pub fn import_image(
     repository: &Repository,
-    image: &Image,
+    image: &SourceImage<'_>,
     options: &ImportOptions,
     progress: &dyn Progress,
 ) -> Result<ImportReport, ImportError> {
@@ -83,25 +85,17 @@ pub fn import_image(
         stage: Stage::Check,
     });
     let documents = Documents::read(image)?;
-    let layers: Vec<_> = image
-        .layers()?
-        .into_iter()
-        .map(|layer| Source {
-            diff_id: layer.diff_id(),
-            layer,
-        })
-        .collect();
-    let plans: Vec<_> = layers.iter().map(Source::plan).collect();
+    let plans: Vec<_> = image.layers.iter().map(SourceLayer::plan).collect();
     progress.event(&Event::Layers { layers: &plans });
 
     let mut import = Import {
         repository,
-        image,
+        id: documents.id.clone(),
         options,
         progress,
-        layers: &layers,
+        layers: &image.layers,
         streams: HashMap::new(),
-        reports: vec![None; layers.len()],
+        reports: vec![None; image.layers.len()],
         times: Times::default(),
         warnings: Vec::new(),
     };
@@ -119,62 +113,63 @@ pub fn import_image(
         import.publish(batch, &documents, &rootfs)?;
         (Outcome::Imported, rootfs)
     };
-    Ok(import.report(&documents, outcome, rootfs))
+    Ok(import.report(&image.name, &documents, outcome, rootfs))
 }
 
-/// Manifest and config, with their digests checked.
+/// Manifest and config, which belong together and to the layers.
 struct Documents {
+    id: ImageId,
     manifest: Manifest,
     config: Config,
 }
 
 impl Documents {
-    fn read(image: &Image) -> Result<Self, ImportError> {
-        let document = |source| ImportError::Document {
-            image: image.id().clone(),
+    fn read(image: &SourceImage<'_>) -> Result<Self, ImportError> {
+        let unusable = |source| ImportError::Document {
+            image: image.name.clone(),
             source,
         };
+        let manifest = Manifest::parse(image.manifest.clone()).map_err(unusable)?;
+        let config = Config::parse(image.config.clone()).map_err(unusable)?;
+        check_pair(&manifest, &config).map_err(unusable)?;
+        let of_layers = image.layers.iter().map(|layer| layer.diff_id);
+        if !of_layers.eq(config.diff_ids().iter().copied()) {
+            return Err(unusable(DocumentError::Mismatch(
+                "the layers of the source are not those that the config names".into(),
+            )));
+        }
         Ok(Self {
-            manifest: Manifest::parse(image.manifest()?).map_err(document)?,
-            config: Config::parse(image.config()?).map_err(document)?,
+            id: image
+                .id
+                .clone()
+                .unwrap_or_else(|| ImageId::of_config(&config.digest())),
+            manifest,
+            config,
         })
     }
 }
 
-/// A layer of the image, and the diff ID that its config names.
-struct Source {
-    layer: Layer,
-    diff_id: DiffId,
-}
-
-impl Source {
-    fn plan(&self) -> LayerPlan {
-        LayerPlan {
-            id: self.layer.id().clone(),
-            diff_id: self.diff_id,
-            size: self.layer.diff_size(),
-        }
-    }
-
-    fn report(&self, outcome: LayerOutcome) -> LayerReport {
-        LayerReport {
-            id: self.layer.id().clone(),
-            diff_id: self.diff_id,
-            outcome,
-            tar_bytes: 0,
-            counts: Counts::default(),
-            time: Duration::ZERO,
-        }
+/// A report on a layer that was not read.
+fn unread(layer: &SourceLayer<'_>, outcome: LayerOutcome) -> LayerReport {
+    let plan = layer.plan();
+    LayerReport {
+        id: plan.id,
+        blob: plan.blob,
+        diff_id: plan.diff_id,
+        outcome,
+        tar_bytes: 0,
+        counts: Counts::default(),
+        time: Duration::ZERO,
     }
 }
 
 /// One import in work.
 struct Import<'a> {
     repository: &'a Repository,
-    image: &'a Image,
+    id: ImageId,
     options: &'a ImportOptions,
     progress: &'a dyn Progress,
-    layers: &'a [Source],
+    layers: &'a [SourceLayer<'a>],
     /// The splitstreams of layers that are in the repository or staged.
     streams: HashMap<DiffId, VerityDigest>,
     reports: Vec<Option<LayerReport>>,
@@ -190,10 +185,10 @@ impl<'a> Import<'a> {
         for (index, source) in self.layers.iter().enumerate() {
             self.check_cancelled()?;
             if !seen.insert(source.diff_id) {
-                self.finished(index, source.report(LayerOutcome::Repeated));
+                self.finished(index, unread(source, LayerOutcome::Repeated));
             } else if let Some(stream) = present::layer(self.repository, &source.diff_id)? {
                 self.streams.insert(source.diff_id, stream);
-                self.finished(index, source.report(LayerOutcome::Present));
+                self.finished(index, unread(source, LayerOutcome::Present));
             } else {
                 missing.push(index);
             }
@@ -203,7 +198,7 @@ impl<'a> Import<'a> {
 
     fn all_present(&mut self) {
         for (index, source) in self.layers.iter().enumerate() {
-            self.finished(index, source.report(LayerOutcome::Present));
+            self.finished(index, unread(source, LayerOutcome::Present));
         }
     }
 
@@ -240,10 +235,7 @@ impl<'a> Import<'a> {
         let mut groups: Vec<Vec<usize>> = Vec::new();
         let mut bytes = 0u64;
         for index in missing {
-            let size = self.layers[*index]
-                .layer
-                .diff_size()
-                .unwrap_or(GROUP_BYTES / 4);
+            let size = self.layers[*index].estimate().unwrap_or(GROUP_BYTES / 4);
             bytes = bytes.saturating_add(size);
             match groups.last_mut() {
                 Some(group) if bytes <= GROUP_BYTES => group.push(*index),
@@ -262,7 +254,7 @@ impl<'a> Import<'a> {
         let readers = jobs.min(group.len()).clamp(1, READERS_MAX);
         let mut order = group.to_vec();
         // The largest first: it is the one that the others would wait for at the end.
-        order.sort_by_key(|index| std::cmp::Reverse(self.layers[*index].layer.diff_size()));
+        order.sort_by_key(|index| std::cmp::Reverse(self.layers[*index].estimate()));
         let (layers, progress) = (self.layers, self.progress);
         let context = Context {
             batch,
@@ -342,7 +334,7 @@ impl<'a> Import<'a> {
                 return Ok(images);
             }
             Err(source) => {
-                let image = self.image.id().clone();
+                let image = self.id.clone();
                 return Err(ImportError::Tree { image, source });
             }
         };
@@ -404,14 +396,14 @@ impl<'a> Import<'a> {
 
     fn record_error(&self, source: OciError) -> ImportError {
         ImportError::Record {
-            image: self.image.id().clone(),
+            image: self.id.clone(),
             source,
         }
     }
 
     /// Every layer of the image with its splitstream.
     fn streams(&self) -> Vec<(DiffId, VerityDigest)> {
-        let stream = |source: &Source| {
+        let stream = |source: &SourceLayer<'_>| {
             let stream = self.streams.get(&source.diff_id)?;
             Some((source.diff_id, *stream))
         };
@@ -420,6 +412,7 @@ impl<'a> Import<'a> {
 
     fn report(
         mut self,
+        source: &str,
         documents: &Documents,
         outcome: Outcome,
         rootfs: ErofsRefs,
@@ -433,7 +426,8 @@ impl<'a> Import<'a> {
             self.warnings.push(Warning::Copied(total.copied));
         }
         ImportReport {
-            image: self.image.id().clone(),
+            source: source.to_owned(),
+            image: self.id,
             manifest: documents.manifest.digest(),
             config: documents.config.digest(),
             outcome,
@@ -460,7 +454,7 @@ impl<'a> Import<'a> {
 
 /// Imports one layer, and tells when it begins and when it is done.
 fn read_layer<'l>(
-    source: &'l Source,
+    source: &'l SourceLayer<'_>,
     index: usize,
     context: &Context<'_>,
     queue: &Queue<Job<'l>>,
@@ -468,19 +462,11 @@ fn read_layer<'l>(
 ) -> Result<(VerityDigest, LayerReport), ImportError> {
     let started = Instant::now();
     progress.event(&Event::LayerStarted { layer: index });
-    let result = layer::import(
-        &source.layer,
-        &source.diff_id,
-        index,
-        context,
-        queue,
-        progress,
-    );
+    let result = layer::import(source, index, context, queue, progress);
     let imported = result.map_err(|source_error| match source_error {
         LayerError::Stopped => ImportError::Cancelled,
         error => ImportError::Layer {
-            layer: source.layer.id().clone(),
-            diff_id: source.diff_id,
+            layer: Box::new(source.plan()),
             source: error,
         },
     })?;
@@ -488,7 +474,7 @@ fn read_layer<'l>(
         tar_bytes: imported.tar_bytes,
         counts: imported.counts,
         time: started.elapsed(),
-        ..source.report(LayerOutcome::Imported)
+        ..unread(source, LayerOutcome::Imported)
     };
     progress.event(&Event::LayerFinished {
         layer: index,

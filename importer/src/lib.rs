@@ -1,16 +1,20 @@
 //! Sources of container images into a composefs repository, verified.
 //!
-//! The one source so far is containers-storage, podman's own: [`import_image`].
+//! A source hands over an image ([`source::SourceImage`]); [`import_image`] does the rest, the same for
+//! all sources. How a source is added is in [`source`].
 //!
 //! # What an import does
 //!
 //! 1. **Check.** Manifest and config are read with their digests; layers that the repository has
 //!    already, whole, are left alone.
-//! 2. **Layers.** Each other layer is put together again from its tar-split and its files. Every file is
+//! 2. **Layers.** Each other layer is read, in one of two ways. A layer of containers-storage is put
+//!    together again from its tar-split and its files. Every file is
 //!    read once; that one read feeds the SHA-256 of the tar, the CRC-64 of the tar-split and the file's
 //!    fs-verity digest. A file whose object is missing is then cloned (FICLONE) from the descriptor that
 //!    was read, never linked; where the filesystem cannot clone it is copied, if [`ImportOptions::copy`]
-//!    lets it. The tar's SHA-256 must be the diff ID that the config names.
+//!    lets it. A blob is uncompressed and cut up as it comes in, and never kept as a whole; its own digest
+//!    and size must be those of the manifest. In both ways the tar's SHA-256 must be the diff ID that the
+//!    config names.
 //! 3. **Rootfs.** The layers' tree becomes the EROFS image that `cfsctl oci pull` would make.
 //! 4. **Publish.** Objects, layer streams, images, config, manifest and tags get their names.
 //!
@@ -41,6 +45,7 @@ mod pool;
 mod present;
 mod progress;
 mod report;
+pub mod source;
 mod work;
 
 pub use cancel::Cancel;

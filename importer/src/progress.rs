@@ -3,8 +3,10 @@
 //! One stream of events, so that a terminal's bars, JSON lines and nothing at all are three receivers
 //! of the same thing. Events of different layers interleave; those of one layer come in order.
 
+use std::fmt;
+
 use containers_storage::LayerId;
-use repository::oci::DiffId;
+use repository::oci::{BlobDigest, DiffId};
 use serde::Serialize;
 
 use crate::report::LayerReport;
@@ -70,12 +72,24 @@ pub enum Event<'a> {
 /// A layer that an import is about to deal with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LayerPlan {
-    /// Its ID in containers-storage.
-    pub id: LayerId,
+    /// Its ID in containers-storage, if it comes from there.
+    pub id: Option<LayerId>,
+    /// The digest of the blob it is in, where it is in one that the manifest describes.
+    pub blob: Option<BlobDigest>,
     /// Its diff ID.
     pub diff_id: DiffId,
-    /// Size of the uncompressed tar in bytes, where the record has it.
+    /// Size of the uncompressed tar in bytes, where the source knows it.
     pub size: Option<u64>,
+}
+
+impl fmt::Display for LayerPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.id, &self.blob) {
+            (Some(id), _) => write!(f, "{id} ({})", self.diff_id),
+            (None, Some(blob)) => write!(f, "{blob} (diff ID {})", self.diff_id),
+            (None, None) => write!(f, "{}", self.diff_id),
+        }
+    }
 }
 
 /// The stages of an import, in order.

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use composefs_image::VerityDigest;
 use containers_storage::{ImageId, LayerId};
-use repository::oci::{ConfigDigest, DiffId, ManifestDigest};
+use repository::oci::{BlobDigest, ConfigDigest, DiffId, ManifestDigest};
 use serde::{Serialize, Serializer};
 
 /// What an import did. Serialises to the object that `import --json` prints; digests are text,
 /// durations seconds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ImportReport {
-    /// The image's ID in containers-storage.
+    /// Where it came from: the source's name for it, with the transport.
+    pub source: String,
+    /// The image's ID: the one it has in containers-storage, from elsewhere its config's digest.
     pub image: ImageId,
     /// Its manifest's digest.
     pub manifest: ManifestDigest,
@@ -48,8 +50,10 @@ pub enum Outcome {
 /// What became of a layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LayerReport {
-    /// Its ID in containers-storage.
-    pub id: LayerId,
+    /// Its ID in containers-storage, if it came from there.
+    pub id: Option<LayerId>,
+    /// The digest of the blob it was in, where it was in one that the manifest describes.
+    pub blob: Option<BlobDigest>,
     /// Its diff ID.
     pub diff_id: DiffId,
     /// Whether it was read.

@@ -89,6 +89,24 @@ impl Buffer {
         &self.data[..self.len]
     }
 
+    pub(crate) fn is_full(&self) -> bool {
+        self.len == self.data.len()
+    }
+
+    /// Adds as many of the bytes as there is room for; how many.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> usize {
+        let room = &mut self.data[self.len..];
+        let taken = bytes.len().min(room.len());
+        room[..taken].copy_from_slice(&bytes[..taken]);
+        self.len += taken;
+        taken
+    }
+
+    pub(crate) fn clear(mut self) -> Self {
+        self.len = 0;
+        self
+    }
+
     fn fill(&mut self, file: &File, at: u64, len: usize) -> Result<(), FileError> {
         let target = self.data.get_mut(..len).ok_or_else(|| {
             FileError::Read(io::Error::other("a piece is larger than its buffer"))
@@ -103,6 +121,20 @@ impl Buffer {
 pub(crate) enum Job<'l> {
     File(FileJob<'l>),
     Piece(PieceJob),
+    Bytes(BytesJob),
+    Leaves(LeavesJob),
+}
+
+/// Content in memory that becomes an object.
+pub(crate) struct BytesJob {
+    pub(crate) buffer: Buffer,
+    pub(crate) promise: Promise<Result<FileDone, JobError>>,
+}
+
+/// A piece of a larger object, in memory.
+pub(crate) struct LeavesJob {
+    pub(crate) buffer: Buffer,
+    pub(crate) promise: Promise<Result<PieceDone, JobError>>,
 }
 
 /// A file of at most [`BUFFER`] bytes.
@@ -161,8 +193,35 @@ impl Job<'_> {
                 job.promise
                     .keep(result.map(|leaves| PieceDone { buffer, leaves }));
             }
+            Self::Bytes(BytesJob { buffer, promise }) => {
+                let result = store(&buffer, context);
+                promise.keep(result.map(|object| FileDone { buffer, object }));
+            }
+            Self::Leaves(LeavesJob { buffer, promise }) => {
+                let result = leaves(&buffer, context);
+                promise.keep(result.map(|leaves| PieceDone { buffer, leaves }));
+            }
         }
     }
+}
+
+fn store(
+    buffer: &Buffer,
+    context: &Context<'_>,
+) -> Result<Option<(VerityDigest, Stored)>, JobError> {
+    if context.stop.is_set() {
+        return Err(JobError::Stopped);
+    }
+    Ok(Some(context.batch.store_bytes(buffer.bytes())?))
+}
+
+fn leaves(buffer: &Buffer, context: &Context<'_>) -> Result<Vec<u8>, JobError> {
+    if context.stop.is_set() {
+        return Err(JobError::Stopped);
+    }
+    let mut leaves = Vec::new();
+    leaf_hashes(context.algorithm, buffer.bytes(), &mut leaves);
+    Ok(leaves)
 }
 
 impl FileJob<'_> {
@@ -198,9 +257,7 @@ impl PieceJob {
             return Err(JobError::Stopped);
         }
         self.buffer.fill(&self.source.file, self.at, self.len)?;
-        let mut leaves = Vec::new();
-        leaf_hashes(context.algorithm, self.buffer.bytes(), &mut leaves);
-        Ok(leaves)
+        leaves(&self.buffer, context)
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use importer::source::from_storage;
 use importer::{
     Cancel, Counts, Event, FileError, ImportError, ImportOptions, ImportReport, LayerError,
     LayerOutcome, MemberProblem, Outcome, Quiet, Tally, Warning, import_image,
@@ -49,7 +50,8 @@ impl Repo {
         store: &Store,
         options: &ImportOptions,
     ) -> Result<ImportReport, ImportError> {
-        import_image(&self.repository, &store.image(), options, &Quiet)
+        let image = from_storage(&store.image())?;
+        import_image(&self.repository, &image, options, &Quiet)
     }
 
     fn streams(&self) -> Vec<String> {
@@ -125,7 +127,7 @@ fn assert_refused(store: &Store, layer: usize, names: &[&str]) -> LayerError {
             layer: failed,
             ..
         } => {
-            assert_eq!(failed, store.ids[layer]);
+            assert_eq!(failed.id.as_ref(), Some(&store.ids[layer]));
             source
         }
         other => panic!("{other:?}"),
@@ -677,7 +679,8 @@ fn a_cancelled_import_leaves_nothing() {
             cancel.cancel();
         }
     };
-    let error = import_image(&repo.repository, &store.image(), &options, &progress).unwrap_err();
+    let image = from_storage(&store.image()).unwrap();
+    let error = import_image(&repo.repository, &image, &options, &progress).unwrap_err();
     assert!(matches!(error, ImportError::Cancelled), "{error:?}");
     repo.assert_untouched();
 }
@@ -698,7 +701,8 @@ fn progress_adds_up_to_the_layers() {
             seen.1 += files;
         }
     };
-    import_image(&repo.repository, &store.image(), &options(), &progress).unwrap();
+    let image = from_storage(&store.image()).unwrap();
+    import_image(&repo.repository, &image, &options(), &progress).unwrap();
     let expected: Vec<_> = store
         .layers
         .iter()

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 
 use anyhow::{Context as _, bail};
 use containers_storage::{OpenOptions, Storage, rootless};
+use importer::source::from_storage;
 use importer::{
     Cancel, Counts, ImportOptions, ImportReport, LayerOutcome, Progress, Quiet, Tally, import_image,
 };
@@ -95,6 +96,7 @@ fn import_one(
         Some(bars) => bars,
         None => &Quiet,
     };
+    let image = from_storage(&image)?;
     Ok(import_image(repository, &image, &options, progress)?)
 }
 

@@ -232,6 +232,17 @@ impl<'b, 'r> ObjectWriter<'b, 'r> {
         })
     }
 
+    /// Writes bytes whose blocks somebody else hashed with [`composefs_image::leaf_hashes`]. All writes
+    /// of the object are of this kind then, and all but the last of whole blocks of 4096 bytes.
+    pub fn write_hashed(&mut self, data: &[u8], leaves: &[u8]) -> Result<()> {
+        self.hasher.push_leaves(leaves, data.len() as u64);
+        self.size += data.len() as u64;
+        self.staged
+            .file()
+            .write_all(data)
+            .map_err(Error::io("write", self.staged.path()))
+    }
+
     /// Enters the object into the batch; returns its digest and size in bytes.
     pub fn finish(mut self) -> Result<(VerityDigest, u64, Stored)> {
         self.flush()

@@ -200,7 +200,7 @@ fn check_size(bytes: &[u8]) -> Result<(), DocumentError> {
 }
 
 /// Checks that a manifest names this config, and one layer for each of its diff IDs.
-pub(super) fn check_pair(manifest: &Manifest, config: &Config) -> Result<(), DocumentError> {
+pub fn check_pair(manifest: &Manifest, config: &Config) -> Result<(), DocumentError> {
     if manifest.config != config.digest {
         return Err(DocumentError::Mismatch(format!(
             "the manifest names the config {}, and this is {}",

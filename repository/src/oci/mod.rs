@@ -17,7 +17,7 @@ mod tests;
 
 pub use digest::{BlobDigest, ConfigDigest, DiffId, DigestError, ManifestDigest, NamesStream};
 pub use document::{
-    Config, DOCUMENT_LIMIT, DocumentError, LayerDescriptor, Manifest, ManifestFormat,
+    Config, DOCUMENT_LIMIT, DocumentError, LayerDescriptor, Manifest, ManifestFormat, check_pair,
 };
 pub use erofs::{ErofsKey, ErofsRefs};
 pub use error::{OciError, Result};

@@ -1,33 +1,37 @@
-//! One layer, from tar-split and files to a splitstream with the diff ID it must have.
+//! One layer, from its source to a splitstream with the diff ID it must have.
 //!
-//! Two ends of a queue, both worked by the layer's own thread. The front end ([`Layer::plan`]) walks
-//! the tar-split, follows the tar's headers to know what each payload is, and pushes a job for every
-//! file. The back end ([`Layer::take_one`]) takes the answers in order, feeds SHA-256 and writes the
-//! splitstream. So each file is read once, by a worker, ahead of the place where the tar needs it; only
-//! SHA-256 and the splitstream's compression run in order. The front end goes on as long as there are
-//! free buffers, which bounds memory and open files alike.
+//! Two ends of a queue, both worked by the layer's own thread. The front end follows the tar's headers
+//! to know what each payload is, and pushes a job for every file: [`tar_split`] walks a tar-split and has
+//! the files read, [`blob`] reads a tar itself and fills the buffers. The back end ([`Layer::take_one`])
+//! takes the answers in order, feeds SHA-256 and writes the splitstream. So each file is hashed and
+//! stored by a worker, ahead of the place where the tar needs it; only SHA-256 and the splitstream's
+//! compression run in order. The front end goes on as long as there are free buffers, which bounds
+//! memory and open files alike.
 //!
 //! Nothing of the layer has a name when [`import`] returns its splitstream's digest; the batch's
 //! commit gives it one.
 
+mod blob;
+mod tar_split;
+
 use std::collections::VecDeque;
-use std::io::Write as _;
 use std::sync::Arc;
 
 use composefs_image::{VerityDigest, VerityHasher};
-use containers_storage::{ContentCrc, EntryName, LayerGuard, TarSplitEntry};
+use containers_storage::{ContentCrc, EntryName};
 use repository::layers::{MemberKind, Placement, Step, TarSplitter};
 use repository::oci::DiffId;
 use repository::splitstream::{ContentType, Writer};
-use repository::{ObjectWriter, PRIVATE_DIRECTORY, Stored};
+use repository::{ObjectWriter, Stored};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{FileError, LayerError, MemberProblem};
 use crate::pool::{Answer, Lost, Queue, promise};
 use crate::progress::{Event, Progress};
 use crate::report::Counts;
+use crate::source::{LayerContent, SourceLayer};
 use crate::work::{
-    BUFFER, Buffer, Content, Context, FileDone, FileJob, Job, JobError, PieceDone, PieceJob, Source,
+    BUFFER, Buffer, BytesJob, Content, Context, FileDone, Job, JobError, LeavesJob, PieceDone, Source,
 };
 
 /// Bytes of headers and the like in flight, beside the segment in hand.
@@ -38,37 +42,33 @@ const OTHER_MAX: u64 = 1 << 20;
 /// Bytes between two progress events.
 const ADVANCE: u64 = 4 << 20;
 
-/// A layer that was read and has the right diff ID.
+/// A layer that was read.
 pub(crate) struct Imported {
+    diff_id: DiffId,
     pub(crate) stream: VerityDigest,
     pub(crate) tar_bytes: u64,
     pub(crate) counts: Counts,
 }
 
-/// Reads a layer under its store's read lock, stages its objects and its splitstream, and compares its
-/// diff ID.
+/// Reads a layer, stages its objects and its splitstream, and compares its diff ID.
 pub(crate) fn import<'l>(
-    source: &'l containers_storage::Layer,
-    expected: &DiffId,
+    source: &'l SourceLayer<'_>,
     index: usize,
     context: &Context<'_>,
     queue: &Queue<Job<'l>>,
     progress: &dyn Progress,
 ) -> Result<Imported, LayerError> {
-    let guard = source.lock()?;
-    let guard = Arc::new(guard);
-    let mut layer = Layer {
-        guard: Arc::clone(&guard),
+    let layer = Layer {
         context,
         queue,
         splitter: TarSplitter::new(),
         due: Due::Nothing,
+        filling: None,
         free: (0..context.buffers).map(|_| Buffer::new()).collect(),
         pending: VecDeque::new(),
         pending_bytes: 0,
         sha256: Sha256::new(),
         writer: Writer::new(context.batch, ContentType::OCI_LAYER)?,
-        embedded: None,
         large: None,
         counts: Counts::default(),
         tar_bytes: 0,
@@ -79,37 +79,29 @@ pub(crate) fn import<'l>(
             files: 0,
         },
     };
-    for entry in guard.tar_split()? {
-        if context.stop.is_set() {
-            return Err(LayerError::Stopped);
+    let imported = match &source.content {
+        LayerContent::Stored(stored) => tar_split::read(stored, layer)?,
+        LayerContent::Blob { descriptor, blob } => {
+            blob::read(blob.as_ref(), descriptor.as_ref(), layer)?
         }
-        layer.plan(entry?)?;
+    };
+    if imported.diff_id != source.diff_id {
+        return Err(LayerError::DiffId {
+            actual: imported.diff_id,
+        });
     }
-    layer.splitter.finish()?;
-    while !layer.pending.is_empty() {
-        layer.take_one()?;
-    }
-    layer.meter.tell();
-
-    let actual = DiffId::from_bytes(layer.sha256.finalize().into());
-    if actual != *expected {
-        return Err(LayerError::DiffId { actual });
-    }
-    Ok(Imported {
-        stream: layer.writer.finish()?.0,
-        tar_bytes: layer.tar_bytes,
-        counts: layer.counts,
-    })
+    Ok(imported)
 }
 
 /// One layer in work.
 struct Layer<'a, 'l> {
-    guard: Arc<LayerGuard<'l>>,
     context: &'a Context<'a>,
     queue: &'a Queue<Job<'l>>,
-    // The front end: what the tar-split said.
+    // The front end: what the tar said.
     splitter: TarSplitter,
     due: Due,
+    /// A buffer that is being filled with content that came with the tar itself.
+    filling: Option<Buffer>,
     free: Vec<Buffer>,
     // Between the ends.
     pending: VecDeque<Pending>,
@@ -117,8 +109,7 @@ struct Layer<'a, 'l> {
     // The back end: what was read.
     sha256: Sha256,
     writer: Writer<'a, 'a>,
-    embedded: Option<ObjectWriter<'a, 'a>>,
-    large: Option<OpenLarge>,
+    large: Option<OpenLarge<'a>>,
     counts: Counts,
     tar_bytes: u64,
     meter: Meter<'a>,
@@ -131,7 +122,7 @@ enum Due {
     Nothing,
     /// All of it is still to come.
     Whole { size: u64, placement: Placement },
-    /// `left` bytes of it are still to come in segments, and become an object.
+    /// The tar brings it itself, and it becomes an object; `left` bytes of it are still to come.
     Rest { left: u64 },
 }
 
@@ -139,49 +130,60 @@ enum Due {
 enum Pending {
     /// Bytes that stay inline.
     Inline(Vec<u8>),
-    /// Bytes of an object that came in a segment; `left` bytes of it follow.
-    Embedded { bytes: Vec<u8>, left: u64 },
-    /// A file that one buffer holds.
+    /// Content that one buffer holds.
     File {
         name: EntryName,
         answer: Answer<Result<FileDone, JobError>>,
     },
-    /// The beginning of a larger file.
+    /// The beginning of larger content.
     Large(Large),
-    /// The next piece of that file.
+    /// The next piece of it.
     Piece(Answer<Result<PieceDone, JobError>>),
 }
 
-/// A file of more than one piece.
+/// Content of more than one piece.
 struct Large {
     name: EntryName,
     size: u64,
-    crc64: [u8; 8],
-    content: Content,
-    source: Arc<Source>,
+    from: LargeFrom,
 }
 
-/// The larger file that the back end is in the middle of.
-struct OpenLarge {
-    file: Large,
+/// Where the pieces come from.
+enum LargeFrom {
+    /// A file of the layer, which is cloned when all of it was read.
+    File {
+        source: Arc<Source>,
+        crc64: [u8; 8],
+        content: Content,
+    },
+    /// The tar itself. It becomes an object piece by piece.
+    Tar,
+}
+
+/// The larger content that the back end is in the middle of.
+struct OpenLarge<'a> {
+    name: EntryName,
+    size: u64,
     left: u64,
-    crc: ContentCrc,
-    verity: VerityHasher,
+    to: LargeTo<'a>,
+}
+
+enum LargeTo<'a> {
+    File {
+        source: Arc<Source>,
+        expected_crc: [u8; 8],
+        crc: ContentCrc,
+        content: Content,
+        verity: VerityHasher,
+    },
+    Object(Box<ObjectWriter<'a, 'a>>),
 }
 
 impl Layer<'_, '_> {
     // The front end.
 
-    fn plan(&mut self, entry: TarSplitEntry) -> Result<(), LayerError> {
-        match entry {
-            TarSplitEntry::Segment(bytes) => self.segment(bytes),
-            TarSplitEntry::File { size: 0, .. } => Ok(()),
-            TarSplitEntry::File { name, size, crc64 } => self.file(name, size, crc64),
-        }
-    }
-
-    /// Finds the headers in a segment. Content may be in it too: a tar-split need not leave it out.
-    fn segment(&mut self, mut bytes: Vec<u8>) -> Result<(), LayerError> {
+    /// Takes the next bytes of the tar itself: headers, and the content that is among them.
+    fn tar(&mut self, bytes: &[u8]) -> Result<(), LayerError> {
         let mut inline_from = 0;
         let mut at = 0;
         while at < bytes.len() {
@@ -190,7 +192,11 @@ impl Layer<'_, '_> {
                 Due::Whole {
                     size,
                     placement: Placement::External,
-                } => size,
+                } => {
+                    self.push_inline(&bytes[inline_from..at])?;
+                    self.begin_content(size)?;
+                    size
+                }
                 _ => {
                     at += self.step(&bytes[at..])?;
                     continue;
@@ -198,25 +204,67 @@ impl Layer<'_, '_> {
             };
             let rest = &bytes[at..];
             let content = &rest[..rest.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
-            let left = left - content.len() as u64;
-            let end = at + content.len();
-            let content = Pending::Embedded {
-                bytes: content.to_vec(),
-                left,
-            };
-            let before = bytes[inline_from..at].to_vec();
-            self.push(Pending::Inline(before))?;
-            self.push(content)?;
-            self.due = if left == 0 {
-                Due::Nothing
-            } else {
-                Due::Rest { left }
-            };
-            at = end;
-            inline_from = end;
+            self.content(content, left)?;
+            at += content.len();
+            inline_from = at;
         }
-        bytes.drain(..inline_from);
-        self.push(Pending::Inline(bytes))
+        self.push_inline(&bytes[inline_from..])
+    }
+
+    /// Begins content that the tar brings itself.
+    fn begin_content(&mut self, size: u64) -> Result<(), LayerError> {
+        if size > BUFFER as u64 {
+            let name = self.member_name();
+            self.push(Pending::Large(Large {
+                name,
+                size,
+                from: LargeFrom::Tar,
+            }))?;
+        }
+        Ok(())
+    }
+
+    /// Takes some of that content, of which `left` bytes were to come.
+    fn content(&mut self, mut bytes: &[u8], mut left: u64) -> Result<(), LayerError> {
+        while !bytes.is_empty() {
+            let mut buffer = match self.filling.take() {
+                Some(buffer) => buffer,
+                None => self.buffer()?,
+            };
+            let taken = buffer.append(bytes);
+            bytes = &bytes[taken..];
+            left -= taken as u64;
+            if left > 0 && !buffer.is_full() {
+                self.filling = Some(buffer);
+            } else {
+                self.content_buffer(buffer)?;
+            }
+        }
+        self.due = match left {
+            0 => Due::Nothing,
+            left => Due::Rest { left },
+        };
+        Ok(())
+    }
+
+    /// Has a full buffer, or the last one, of the current member hashed.
+    fn content_buffer(&mut self, buffer: Buffer) -> Result<(), LayerError> {
+        let size = self.splitter.member().map_or(0, |member| member.size);
+        if size > BUFFER as u64 {
+            let (promise, answer) = promise();
+            self.queue
+                .push(Job::Leaves(LeavesJob { buffer, promise }));
+            return self.push(Pending::Piece(answer));
+        }
+        let (promise, answer) = promise();
+        self.queue.push(Job::Bytes(BytesJob { buffer, promise }));
+        let name = self.member_name();
+        self.push(Pending::File { name, answer })
+    }
+
+    fn member_name(&self) -> EntryName {
+        let path = self.splitter.member().map(|member| member.path.clone());
+        EntryName::from(path.unwrap_or_default())
     }
 
     /// One step of the splitter; the bytes it took.
@@ -263,92 +311,14 @@ impl Layer<'_, '_> {
         Ok(())
     }
 
-    /// Has a file read that the tar-split says comes next.
-    fn file(&mut self, name: EntryName, size: u64, crc64: [u8; 8]) -> Result<(), LayerError> {
-        let problem = match self.due {
-            Due::Whole { size: header, .. } if header == size => None,
-            Due::Whole { size: header, .. } => Some(MemberProblem::Size { size, header }),
-            _ => Some(MemberProblem::NotDue { size }),
-        };
-        if let Some(problem) = problem {
-            return Err(LayerError::Member { name, problem });
-        }
-        let due = std::mem::replace(&mut self.due, Due::Nothing);
-        let content = if let Due::Whole {
-            placement: Placement::External,
-            ..
-        } = due
-        {
-            Content::Object
-        } else {
-            self.step_over(size)?;
-            Content::Inline
-        };
-        if size > BUFFER as u64 {
-            return self.large_file(name, size, crc64, content);
-        }
-        let buffer = self.buffer()?;
-        let (promise, answer) = promise();
-        self.queue.push(Job::File(FileJob {
-            layer: Arc::clone(&self.guard),
-            name: name.clone(),
-            size,
-            crc64,
-            content,
-            buffer,
-            promise,
-        }));
-        self.push(Pending::File { name, answer })
-    }
-
-    fn large_file(
-        &mut self,
-        name: EntryName,
-        size: u64,
-        crc64: [u8; 8],
-        content: Content,
-    ) -> Result<(), LayerError> {
-        let source = match Source::open(&self.guard, &name, size) {
-            Ok(source) => Arc::new(source),
-            Err(source) => return Err(LayerError::File { name, source }),
-        };
-        self.push(Pending::Large(Large {
-            name,
-            size,
-            crc64,
-            content,
-            source: Arc::clone(&source),
-        }))?;
-        let mut at = 0;
-        while at < size {
-            let len = (size - at).min(BUFFER as u64);
-            let buffer = self.buffer()?;
-            let (promise, answer) = promise();
-            self.queue.push(Job::Piece(PieceJob {
-                source: Arc::clone(&source),
-                at,
-                len: len as usize,
-                buffer,
-                promise,
-            }));
-            self.push(Pending::Piece(answer))?;
-            at += len;
-        }
-        Ok(())
-    }
-
-    /// Takes the splitter over inline content that is yet to be read. It only counts the bytes.
-    fn step_over(&mut self, size: u64) -> Result<(), LayerError> {
-        let zeros = [0; 512];
-        let mut left = size;
-        while left > 0 {
-            let some = &zeros[..left.min(zeros.len() as u64) as usize];
-            left -= self.step(some)? as u64;
-        }
-        Ok(())
-    }
-
     // Between the ends.
+
+    fn push_inline(&mut self, bytes: &[u8]) -> Result<(), LayerError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.push(Pending::Inline(bytes.to_vec()))
+    }
 
     fn push(&mut self, part: Pending) -> Result<(), LayerError> {
         self.pending_bytes += part.own_bytes();
@@ -385,7 +355,6 @@ impl Layer<'_, '_> {
                 self.read(&bytes);
                 self.writer.inline(&bytes)?;
             }
-            Pending::Embedded { bytes, left } => self.take_embedded(&bytes, left)?,
             Pending::File { name, answer } => {
                 let done = settle(answer, &name)?;
                 self.read(done.buffer.bytes());
@@ -395,17 +364,10 @@ impl Layer<'_, '_> {
                         self.external(&digest, done.buffer.bytes().len() as u64, stored)?;
                     }
                 }
-                self.free.push(done.buffer);
+                self.free.push(done.buffer.clear());
                 self.meter.file();
             }
-            Pending::Large(file) => {
-                self.large = Some(OpenLarge {
-                    left: file.size,
-                    crc: ContentCrc::new(),
-                    verity: VerityHasher::new(self.context.algorithm),
-                    file,
-                });
-            }
+            Pending::Large(large) => self.begin_large(large)?,
             Pending::Piece(answer) => self.take_piece(answer)?,
         }
         Ok(())
@@ -434,26 +396,28 @@ impl Layer<'_, '_> {
         Ok(())
     }
 
-    fn take_embedded(&mut self, bytes: &[u8], left: u64) -> Result<(), LayerError> {
-        self.read(bytes);
-        let mut object = match self.embedded.take() {
-            Some(object) => object,
-            None => self.context.batch.object_writer()?,
-        };
-        object
-            .write_all(bytes)
-            .map_err(|source| repository::Error::Io {
-                action: "write an object in",
-                path: PRIVATE_DIRECTORY.into(),
+    fn begin_large(&mut self, large: Large) -> Result<(), LayerError> {
+        let to = match large.from {
+            LargeFrom::File {
                 source,
-            })?;
-        if left > 0 {
-            self.embedded = Some(object);
-            return Ok(());
-        }
-        let (digest, size, stored) = object.finish()?;
-        self.meter.file();
-        self.external(&digest, size, stored)
+                crc64,
+                content,
+            } => LargeTo::File {
+                source,
+                expected_crc: crc64,
+                crc: ContentCrc::new(),
+                content,
+                verity: VerityHasher::new(self.context.algorithm),
+            },
+            LargeFrom::Tar => LargeTo::Object(Box::new(self.context.batch.object_writer()?)),
+        };
+        self.large = Some(OpenLarge {
+            name: large.name,
+            size: large.size,
+            left: large.size,
+            to,
+        });
+        Ok(())
     }
 
     fn take_piece(
@@ -464,37 +428,73 @@ impl Layer<'_, '_> {
         let Some(mut large) = self.large.take() else {
             return Err(LayerError::WorkerLost);
         };
-        let done = settle(answer, &large.file.name)?;
+        let done = settle(answer, &large.name)?;
         let bytes = done.buffer.bytes();
         self.read(bytes);
-        large.crc.update(bytes);
-        match large.file.content {
-            Content::Inline => self.writer.inline(bytes)?,
-            Content::Object => large.verity.push_leaves(&done.leaves, bytes.len() as u64),
+        match &mut large.to {
+            LargeTo::File {
+                crc,
+                content,
+                verity,
+                ..
+            } => {
+                crc.update(bytes);
+                match content {
+                    Content::Inline => self.writer.inline(bytes)?,
+                    Content::Object => verity.push_leaves(&done.leaves, bytes.len() as u64),
+                }
+            }
+            LargeTo::Object(object) => object.write_hashed(bytes, &done.leaves)?,
         }
         large.left -= bytes.len() as u64;
-        self.free.push(done.buffer);
+        self.free.push(done.buffer.clear());
         if large.left > 0 {
             self.large = Some(large);
             return Ok(());
         }
-        let OpenLarge {
-            file, crc, verity, ..
-        } = large;
-        let in_file = |source| LayerError::File {
-            name: file.name.clone(),
-            source,
-        };
-        if crc.finish() != file.crc64 {
-            return Err(in_file(FileError::Content));
-        }
-        if file.content == Content::Object {
-            let digest = verity.finish();
-            let stored = file.source.store(self.context, &digest).map_err(in_file)?;
-            self.external(&digest, file.size, stored)?;
+        self.finish_large(large)
+    }
+
+    fn finish_large(&mut self, large: OpenLarge<'_>) -> Result<(), LayerError> {
+        let name = large.name;
+        let in_file = |source| LayerError::File { name, source };
+        match large.to {
+            LargeTo::File {
+                expected_crc, crc, ..
+            } if crc.finish() != expected_crc => return Err(in_file(FileError::Content)),
+            LargeTo::File {
+                source,
+                content: Content::Object,
+                verity,
+                ..
+            } => {
+                let digest = verity.finish();
+                let stored = source.store(self.context, &digest).map_err(in_file)?;
+                self.external(&digest, large.size, stored)?;
+            }
+            LargeTo::File { .. } => {}
+            LargeTo::Object(object) => {
+                let (digest, size, stored) = object.finish()?;
+                self.external(&digest, size, stored)?;
+            }
         }
         self.meter.file();
         Ok(())
+    }
+
+    /// Takes everything that is pending, and what was read as a whole.
+    fn finish(mut self) -> Result<Imported, LayerError> {
+        self.splitter.finish()?;
+        while !self.pending.is_empty() {
+            self.take_one()?;
+        }
+        self.meter.tell();
+        Ok(Imported {
+            diff_id: DiffId::from_bytes(self.sha256.finalize().into()),
+            stream: self.writer.finish()?.0,
+            tar_bytes: self.tar_bytes,
+            counts: self.counts,
+        })
     }
 }
 
@@ -502,7 +502,7 @@ impl Pending {
     /// Memory that the part holds besides buffers, roughly.
     fn own_bytes(&self) -> usize {
         let held = match self {
-            Self::Inline(bytes) | Self::Embedded { bytes, .. } => bytes.len(),
+            Self::Inline(bytes) => bytes.len(),
             Self::File { .. } | Self::Large(_) | Self::Piece(_) => 0,
         };
         held + size_of::<Self>()

@@ -1,0 +1,134 @@
+//! The front end for containers-storage: a tar-split, and the files of the layer's directory.
+
+use std::sync::Arc;
+
+use containers_storage::{EntryName, LayerGuard, TarSplitEntry};
+use repository::layers::Placement;
+
+use super::{Due, Imported, Large, LargeFrom, Layer, Pending};
+use crate::error::{LayerError, MemberProblem};
+use crate::pool::promise;
+use crate::work::{BUFFER, Content, FileJob, Job, PieceJob, Source};
+
+/// Reads a layer under its store's read lock.
+pub(super) fn read<'l>(
+    stored: &'l containers_storage::Layer,
+    layer: Layer<'_, 'l>,
+) -> Result<Imported, LayerError> {
+    let guard = Arc::new(stored.lock()?);
+    let mut front = TarSplit {
+        guard: Arc::clone(&guard),
+        layer,
+    };
+    for entry in guard.tar_split()? {
+        if front.layer.context.stop.is_set() {
+            return Err(LayerError::Stopped);
+        }
+        front.entry(entry?)?;
+    }
+    front.layer.finish()
+}
+
+struct TarSplit<'a, 'l> {
+    guard: Arc<LayerGuard<'l>>,
+    layer: Layer<'a, 'l>,
+}
+
+impl TarSplit<'_, '_> {
+    fn entry(&mut self, entry: TarSplitEntry) -> Result<(), LayerError> {
+        match entry {
+            // Content may be in it too: a tar-split need not leave it out.
+            TarSplitEntry::Segment(bytes) => self.layer.tar(&bytes),
+            TarSplitEntry::File { size: 0, .. } => Ok(()),
+            TarSplitEntry::File { name, size, crc64 } => self.file(name, size, crc64),
+        }
+    }
+
+    /// Has a file read that the tar-split says comes next.
+    fn file(&mut self, name: EntryName, size: u64, crc64: [u8; 8]) -> Result<(), LayerError> {
+        let problem = match self.layer.due {
+            Due::Whole { size: header, .. } if header == size => None,
+            Due::Whole { size: header, .. } => Some(MemberProblem::Size { size, header }),
+            _ => Some(MemberProblem::NotDue { size }),
+        };
+        if let Some(problem) = problem {
+            return Err(LayerError::Member { name, problem });
+        }
+        let due = std::mem::replace(&mut self.layer.due, Due::Nothing);
+        let content = if let Due::Whole {
+            placement: Placement::External,
+            ..
+        } = due
+        {
+            Content::Object
+        } else {
+            self.step_over(size)?;
+            Content::Inline
+        };
+        if size > BUFFER as u64 {
+            return self.large_file(name, size, crc64, content);
+        }
+        let buffer = self.layer.buffer()?;
+        let (promise, answer) = promise();
+        self.layer.queue.push(Job::File(FileJob {
+            layer: Arc::clone(&self.guard),
+            name: name.clone(),
+            size,
+            crc64,
+            content,
+            buffer,
+            promise,
+        }));
+        self.layer.push(Pending::File { name, answer })
+    }
+
+    fn large_file(
+        &mut self,
+        name: EntryName,
+        size: u64,
+        crc64: [u8; 8],
+        content: Content,
+    ) -> Result<(), LayerError> {
+        let source = match Source::open(&self.guard, &name, size) {
+            Ok(source) => Arc::new(source),
+            Err(source) => return Err(LayerError::File { name, source }),
+        };
+        self.layer.push(Pending::Large(Large {
+            name,
+            size,
+            from: LargeFrom::File {
+                source: Arc::clone(&source),
+                crc64,
+                content,
+            },
+        }))?;
+        let mut at = 0;
+        while at < size {
+            let len = (size - at).min(BUFFER as u64);
+            let buffer = self.layer.buffer()?;
+            let (promise, answer) = promise();
+            self.layer.queue.push(Job::Piece(PieceJob {
+                source: Arc::clone(&source),
+                at,
+                len: len as usize,
+                buffer,
+                promise,
+            }));
+            self.layer.push(Pending::Piece(answer))?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Takes the splitter over inline content that is yet to be read. It only counts the bytes.
+    fn step_over(&mut self, size: u64) -> Result<(), LayerError> {
+        let zeros = [0; 512];
+        let mut left = size;
+        while left > 0 {
+            let some = &zeros[..left.min(zeros.len() as u64) as usize];
+            left -= self.layer.step(some)? as u64;
+        }
+        Ok(())
+    }
+
+}
