@@ -151,7 +151,13 @@ fn refused(layer: Layer) -> LayerError {
     assert!(repo.repository.streams().unwrap().entries.is_empty());
     assert!(repo.repository.staging().unwrap().is_empty());
     for shard in 0..=255 {
-        assert!(repo.repository.objects_in(shard).unwrap().entries.is_empty());
+        assert!(
+            repo.repository
+                .objects_in(shard)
+                .unwrap()
+                .entries
+                .is_empty()
+        );
     }
     match error {
         ImportError::Layer { source, .. } => source,
@@ -323,10 +329,7 @@ fn a_tar_that_is_cut_off_is_refused_with_the_member() {
 
 #[test]
 fn compressions_that_are_not_supported_are_named() {
-    for (blob, name) in [
-        (&b"BZh91AY&SY"[..], "bzip2"),
-        (b"\xfd7zXZ\0\0\0", "xz"),
-    ] {
+    for (blob, name) in [(&b"BZh91AY&SY"[..], "bzip2"), (b"\xfd7zXZ\0\0\0", "xz")] {
         match refused(Layer::of(b"", blob.to_vec())) {
             LayerError::Compression(found) => assert_eq!(found, name),
             other => panic!("{other:?}"),

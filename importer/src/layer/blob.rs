@@ -111,13 +111,11 @@ impl<R: Read> Read for Verified<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.blob.read(buffer)?;
         if let Some(left) = &mut self.left {
-            match left.checked_sub(count as u64) {
-                Some(rest) => *left = rest,
-                None => {
-                    self.too_large = true;
-                    return Err(io::Error::other("the blob is larger than it should be"));
-                }
-            }
+            let Some(rest) = left.checked_sub(count as u64) else {
+                self.too_large = true;
+                return Err(io::Error::other("the blob is larger than it should be"));
+            };
+            *left = rest;
         }
         self.read += count as u64;
         self.sha256.update(&buffer[..count]);

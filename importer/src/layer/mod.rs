@@ -31,7 +31,8 @@ use crate::progress::{Event, Progress};
 use crate::report::Counts;
 use crate::source::{LayerContent, SourceLayer};
 use crate::work::{
-    BUFFER, Buffer, BytesJob, Content, Context, FileDone, Job, JobError, LeavesJob, PieceDone, Source,
+    BUFFER, Buffer, BytesJob, Content, Context, FileDone, Job, JobError, LeavesJob, PieceDone,
+    Source,
 };
 
 /// Bytes of headers and the like in flight, beside the segment in hand.
@@ -172,9 +173,9 @@ enum LargeTo<'a> {
     File {
         source: Arc<Source>,
         expected_crc: [u8; 8],
-        crc: ContentCrc,
+        crc: Box<ContentCrc>,
         content: Content,
-        verity: VerityHasher,
+        verity: Box<VerityHasher>,
     },
     Object(Box<ObjectWriter<'a, 'a>>),
 }
@@ -252,8 +253,7 @@ impl Layer<'_, '_> {
         let size = self.splitter.member().map_or(0, |member| member.size);
         if size > BUFFER as u64 {
             let (promise, answer) = promise();
-            self.queue
-                .push(Job::Leaves(LeavesJob { buffer, promise }));
+            self.queue.push(Job::Leaves(LeavesJob { buffer, promise }));
             return self.push(Pending::Piece(answer));
         }
         let (promise, answer) = promise();
@@ -405,9 +405,9 @@ impl Layer<'_, '_> {
             } => LargeTo::File {
                 source,
                 expected_crc: crc64,
-                crc: ContentCrc::new(),
+                crc: Box::new(ContentCrc::new()),
                 content,
-                verity: VerityHasher::new(self.context.algorithm),
+                verity: Box::new(VerityHasher::new(self.context.algorithm)),
             },
             LargeFrom::Tar => LargeTo::Object(Box::new(self.context.batch.object_writer()?)),
         };

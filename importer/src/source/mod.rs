@@ -95,7 +95,9 @@ impl SourceLayer<'_> {
     pub(crate) fn plan(&self) -> LayerPlan {
         let (id, blob) = match &self.content {
             LayerContent::Stored(layer) => (Some(layer.id().clone()), None),
-            LayerContent::Blob { descriptor, .. } => (None, descriptor.as_ref().map(|it| it.digest)),
+            LayerContent::Blob { descriptor, .. } => {
+                (None, descriptor.as_ref().map(|it| it.digest))
+            }
         };
         LayerPlan {
             id,
