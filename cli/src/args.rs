@@ -103,8 +103,12 @@ Examples:
     /// Makes what tagged images lack, and says so in meta.json last: an upgrade that was interrupted is
     /// begun again. A format that an image has is never given up.
     UpgradeFormat(UpgradeFormat),
-    /// Remove what no tag and no published image needs
+    /// Remove what nothing needs any more
+    ///
+    /// Kept is what a root needs: composefs-store roots lists them.
     Gc(Gc),
+    /// List what is kept for its own sake: by whom, and why
+    Roots(Roots),
     /// Check the repository: names, streams, and the digest of every object
     Fsck(Fsck),
 }
@@ -211,9 +215,8 @@ pub(crate) struct Unpublish {
     /// The images: tags, manifest digests, image IDs or unique prefixes
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<String>,
-    /// The storage.conf that podman uses [default: as podman finds it]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) storage_conf: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
 }
 
 #[derive(Debug, Args)]
@@ -326,10 +329,26 @@ pub(crate) struct Gc {
     /// Print what would go, and why, and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+}
+
+/// Where to look for those who need something.
+#[derive(Debug, Args)]
+pub(crate) struct HostArgs {
     /// The storage.conf of the podman whose containers may use published layers [default: as podman
     /// finds it]
     #[arg(long, value_name = "FILE")]
     pub(crate) storage_conf: Option<PathBuf>,
+    /// The graph root of another podman whose containers may use published layers; it is remembered
+    #[arg(long, value_name = "DIR")]
+    pub(crate) podman_root: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Roots {
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 
 mod args;
 mod commands;
+mod host;
 mod output;
 mod progress;
 mod repo;
@@ -68,6 +69,7 @@ fn run(context: &Context, command: Command) -> anyhow::Result<Outcome> {
         Command::Boot(args) => commands::boot::boot(context, &args),
         Command::UpgradeFormat(args) => commands::upgrade_format::upgrade_format(context, &args),
         Command::Gc(args) => commands::gc::gc(context, &args),
+        Command::Roots(args) => commands::gc::roots(context, &args),
         Command::Fsck(args) => commands::fsck::fsck(context, &args),
     }
 }

@@ -3,11 +3,14 @@
 //! Names go first, that is made durable, and then content goes: a crash at any instant leaves at worst
 //! garbage, never a name without its content. Doing it again finishes the work.
 
-use repository::{Error, Exclusive, Repository, Result, Wait};
+use repository::{Category, Exclusive, Repository, Wait};
 use serde::Serialize;
 
-use crate::plan::{Plan, PlanOptions, plan};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::plan::{Plan, plan_with};
 use crate::progress::{Phase, Progress};
+use crate::roots::RefId;
 
 /// A plan that still holds, because nobody else can use the repository until it is dropped or
 /// executed.
@@ -20,6 +23,10 @@ pub struct Prepared<'r> {
 /// What a sweep has removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Swept {
+    /// Published layers.
+    pub layers: u64,
+    /// Refs, tags among them.
+    pub refs: u64,
     /// Links in `streams/`.
     pub streams: u64,
     /// Links in `images/`.
@@ -34,25 +41,32 @@ pub struct Swept {
     pub staging_bytes: u64,
 }
 
-/// Takes the exclusive lock and plans.
+/// Takes the exclusive lock and looks whether a plan still holds; if it doesn't, plans again.
 ///
 /// With [`Wait::Fail`], [`repository::Error::Busy`] says that others use the repository; with
 /// [`Wait::Block`] `progress` hears of [`Phase::Waiting`] before they are waited for.
 pub fn prepare<'r>(
     repository: &'r mut Repository,
+    plan: Plan,
     wait: Wait,
+    host: &mut dyn Host,
     progress: &dyn Progress,
 ) -> Result<Prepared<'r>> {
     if wait == Wait::Block {
         match repository.exclusive(Wait::Fail) {
-            Err(Error::Busy(_)) => progress.begin(Phase::Waiting, None),
-            Err(error) => return Err(error),
+            Err(repository::Error::Busy(_)) => progress.begin(Phase::Waiting, None),
+            Err(error) => return Err(error.into()),
             // Taken again below, at once: a borrow that is returned in one arm would last in all.
             Ok(exclusive) => drop(exclusive),
         }
     }
     let exclusive = repository.exclusive(wait)?;
-    let plan = plan(&exclusive, &PlanOptions::default(), progress)?;
+    let known = host.known(&exclusive);
+    let plan = if plan.holds(&exclusive, &known)? {
+        plan
+    } else {
+        plan_with(&exclusive, known, progress)?
+    };
     Ok(Prepared { exclusive, plan })
 }
 
@@ -62,11 +76,46 @@ impl Prepared<'_> {
         &self.plan
     }
 
-    /// Does it, and returns to the shared lock.
-    pub fn execute(self, progress: &dyn Progress) -> Result<(Plan, Swept)> {
+    /// Does it, and returns to the shared lock. The plan that is returned is what was done: another one
+    /// than before only if a published layer turned out to be in use.
+    pub fn execute(mut self, host: &mut dyn Host, progress: &dyn Progress) -> Result<(Plan, Swept)> {
         let mut swept = Swept::default();
-        let repository = &self.exclusive;
+        if !self.plan.layers.is_empty() {
+            host.remove_layers(&self.exclusive, &self.plan.layers)
+                .map_err(Error::Layers)?;
+            let known = host.known(&self.exclusive);
+            if !self.plan.holds(&self.exclusive, &known)? {
+                let layers = std::mem::take(&mut self.plan.layers);
+                self.plan = plan_with(&self.exclusive, known, progress)?;
+                let left = std::mem::take(&mut self.plan.layers);
+                self.plan.layers = layers;
+                self.plan.layers.retain(|layer| !left.contains(layer));
+            }
+            swept.layers = self.plan.layers.len() as u64;
+        }
+        self.make_tags()?;
+        self.remove_names(&mut swept, progress)?;
+        self.remove_contents(&mut swept, progress)?;
+        Ok((self.plan, swept))
+    }
 
+    fn make_tags(&self) -> Result<()> {
+        if self.plan.missing_tags.is_empty() {
+            return Ok(());
+        }
+        let batch = self.exclusive.batch()?;
+        for missing in &self.plan.missing_tags {
+            let id = RefId::of_tag(&missing.tag);
+            batch.set_ref(Category::Streams, &id.path, missing.target.as_str());
+        }
+        batch.commit()?;
+        Ok(())
+    }
+
+    /// Names, refs before what they point at; durable when it returns.
+    fn remove_names(&self, swept: &mut Swept, progress: &dyn Progress) -> Result<()> {
+        let repository = &self.exclusive;
+        let refs = self.plan.refs.iter().filter(|item| item.decision.is_removal());
         let streams = self
             .plan
             .streams
@@ -77,8 +126,14 @@ impl Prepared<'_> {
             .images
             .iter()
             .filter(|item| item.decision.is_removal());
-        let names = streams.clone().count() + images.clone().count();
+        let names = refs.clone().count() + streams.clone().count() + images.clone().count();
         progress.begin(Phase::RemovingNames, Some(names as u64));
+        for item in refs {
+            // Those of published layers are gone by now.
+            repository.remove_ref(item.id.category, &item.id.path)?;
+            swept.refs += 1;
+            progress.advance(1);
+        }
         for item in streams {
             swept.streams += u64::from(repository.remove_stream(&item.name)?);
             progress.advance(1);
@@ -88,7 +143,11 @@ impl Prepared<'_> {
             progress.advance(1);
         }
         repository.sync_names()?;
+        Ok(())
+    }
 
+    fn remove_contents(&self, swept: &mut Swept, progress: &dyn Progress) -> Result<()> {
+        let repository = &self.exclusive;
         let objects = self
             .plan
             .objects
@@ -108,6 +167,6 @@ impl Prepared<'_> {
                 swept.staging_bytes += item.bytes;
             }
         }
-        Ok((self.plan, swept))
+        Ok(())
     }
 }

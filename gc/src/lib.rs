@@ -2,10 +2,11 @@
 //!
 //! Collecting garbage is three steps that live apart:
 //!
-//! 1. [`plan()`] finds the roots (every ref, tags among them), marks what they need, and decides on each
-//!    stream, image, object and staging directory, with a reason. It writes nothing.
-//! 2. [`prepare`] does the same under the exclusive lock, which it keeps, so that what was planned still
-//!    holds when it is done.
+//! 1. [`plan()`] finds the roots (every ref, tags among them, and what the caller's [`Host`] knows), marks
+//!    what they need, and decides on each ref, stream, image, object and staging directory, with a reason.
+//!    It writes nothing.
+//! 2. [`prepare`] takes the exclusive lock, which it keeps, and plans again if the plan doesn't hold any
+//!    more, so that what was planned is what is done.
 //! 3. [`Prepared::execute`] removes names, makes that durable, and then removes content.
 //!
 //! When in doubt, it is alive: as long as anything that is needed can't be read, everything that it
@@ -14,9 +15,11 @@
 //! [`fsck()`] looks for damage instead, and changes nothing.
 #![forbid(unsafe_code)]
 
+mod error;
 mod execute;
 pub mod fsck;
 mod graph;
+mod host;
 mod image;
 mod json;
 mod mark;
@@ -24,10 +27,12 @@ mod plan;
 mod progress;
 mod roots;
 
+pub use error::{Error, Result};
 pub use execute::{Prepared, Swept, prepare};
 pub use fsck::{FsckOptions, Report, fsck};
+pub use host::{GivenUp, Host, HostError, Known, MissingTag, UnusedLayer};
 pub use plan::{
-    Decision, Item, KeepReason, ObjectItem, Plan, PlanOptions, RemoveReason, StagingItem, plan,
+    Decision, Item, KeepReason, ObjectItem, Plan, RefItem, RemoveReason, StagingItem, plan,
 };
 pub use progress::{Phase, Progress};
-pub use roots::{Problem, Root};
+pub use roots::{Doubt, Need, Owner, OwnerKind, Problem, RefId, Root, Roots, roots};

@@ -1,18 +1,19 @@
 //! The plan: what is kept and what goes, with a reason for each thing. Data; writes nothing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use composefs_image::VerityDigest;
-use repository::list::{StagingOwner, StreamLink};
-use repository::{Category, RefPath, Repository, Result, StreamName};
+use repository::list::{Foreign, StagingOwner, StreamLink};
+use repository::{Repository, Result, StreamName};
 use serde::Serialize;
 
 use crate::graph::{Graph, Node, Unknown};
+use crate::host::{Host, Known, MissingTag, UnusedLayer};
 use crate::json;
 use crate::mark::mark;
 use crate::progress::{Phase, Progress};
-use crate::roots::{self, Problem, Root};
+use crate::roots::{self, Doubt, FoundRef, Problem, RefId, Root};
 
 /// What is to become of everything in a repository.
 ///
@@ -21,8 +22,8 @@ use crate::roots::{self, Problem, Root};
 pub struct Plan {
     /// What is kept for its own sake.
     pub roots: Vec<Root>,
-    /// What makes it impossible to tell what is needed. If there is any, nothing is removed but abandoned
-    /// staging directories.
+    /// What makes it impossible to tell what is needed. If any of it may mean everything
+    /// ([`Doubt::Everything`]), nothing is removed but abandoned staging directories.
     pub problems: Vec<Problem>,
     /// Objects that files of images and layers need and that don't exist. Nothing depends on them here;
     /// `fsck` says more.
@@ -30,6 +31,12 @@ pub struct Plan {
     pub missing: Vec<VerityDigest>,
     /// Things that don't belong where they are and can't name anything: left alone.
     pub ignored: Vec<Ignored>,
+    /// Published layers that no published image has and nobody uses.
+    pub layers: Vec<UnusedLayer>,
+    /// Tags that are made first.
+    pub missing_tags: Vec<MissingTag>,
+    /// The refs, tags among them.
+    pub refs: Vec<RefItem>,
     /// The links in `streams/`.
     pub streams: Vec<Item<StreamName>>,
     /// The links in `images/`.
@@ -39,6 +46,9 @@ pub struct Plan {
     pub objects: Vec<ObjectItem>,
     /// The staging directories.
     pub staging: Vec<StagingItem>,
+    /// What the caller knew.
+    #[serde(skip)]
+    known: Known,
 }
 
 /// Something that doesn't belong where it is.
@@ -49,6 +59,19 @@ pub struct Ignored {
     pub path: PathBuf,
     /// What is odd about it, in words.
     pub oddity: String,
+}
+
+/// A ref and what becomes of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RefItem {
+    /// Which.
+    #[serde(rename = "ref")]
+    pub id: RefId,
+    /// The name of the stream or image that it points at.
+    pub target: String,
+    /// What becomes of it.
+    #[serde(flatten)]
+    pub decision: Decision,
 }
 
 /// A link and what becomes of it.
@@ -114,11 +137,19 @@ pub enum KeepReason {
 }
 
 /// Why something goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RemoveReason {
     /// No root needs it.
     Unreferenced,
+    /// It is of a published layer that no published image has and nobody uses.
+    Unpublished,
+    /// It is a tag of bootc's, and no deployment needs it.
+    NotDeployed,
+    /// It is a tag beyond the number that is to be kept.
+    BeyondLast,
+    /// It is a tag older than what is to be kept.
+    TooOld,
     /// It is the staging directory of a process that is gone.
     Abandoned,
 }
@@ -130,33 +161,42 @@ impl Decision {
     }
 }
 
-/// What the plan is to be for.
-#[derive(Debug, Clone, Default)]
-pub struct PlanOptions {
-    /// Refs that are no roots any more: what the plan would be once they are gone.
-    pub given_up: HashSet<(Category, RefPath)>,
-}
-
 /// Finds out what is needed, and decides. Writes nothing.
 ///
-/// Without the exclusive lock ([`crate::prepare`]) others may add to the repository meanwhile: good
-/// enough to show, not to act on.
+/// Without the exclusive lock others may add to the repository meanwhile: the plan is good enough to
+/// show, and [`crate::prepare`] makes it good enough to act on.
 pub fn plan(
     repository: &Repository,
-    options: &PlanOptions,
+    host: &mut dyn Host,
+    progress: &dyn Progress,
+) -> Result<Plan> {
+    let known = host.known(repository);
+    plan_with(repository, known, progress)
+}
+
+pub(crate) fn plan_with(
+    repository: &Repository,
+    known: Known,
     progress: &dyn Progress,
 ) -> Result<Plan> {
     let streams = repository.streams()?;
     let images = repository.images()?;
     let odd = [streams.foreign, images.foreign].concat();
-    let mut found = roots::find(repository, odd, &options.given_up)?;
+    let mut layers = known.unused_layers.clone();
+    let mut missing_tags = known.missing_tags.clone();
+    let mut found = roots::find(repository, odd, known.clone())?;
 
     let graph = Graph::new(repository, &streams.entries, &images.entries);
     let reached = follow(&graph, &mut found, progress);
-    let decide = Decide {
-        reached,
-        in_doubt: !found.problems.is_empty(),
-    };
+    let in_doubt = found
+        .problems
+        .iter()
+        .any(|problem| problem.doubt() == Doubt::Everything);
+    if in_doubt {
+        layers.clear();
+    }
+    missing_tags.retain(|missing| !found.refs.contains_key(&RefId::of_tag(&missing.tag)));
+    let decide = Decide { reached, in_doubt };
     let streams = streams
         .entries
         .into_iter()
@@ -175,9 +215,10 @@ pub fn plan(
             object: link.object,
         })
         .collect();
-    let (objects, missing) = objects(repository, &decide, &mut found, progress)?;
+    let (objects, missing) = objects(repository, &decide, &mut found.ignored, progress)?;
     Ok(Plan {
-        roots: found.roots.into_iter().map(|(root, _)| root).collect(),
+        refs: decide.refs(found.refs),
+        roots: found.roots,
         problems: found.problems,
         missing,
         ignored: found
@@ -188,11 +229,48 @@ pub fn plan(
                 oddity: foreign.oddity.to_string(),
             })
             .collect(),
+        layers,
+        missing_tags,
         streams,
         images,
         objects,
         staging: staging(repository)?,
+        known,
     })
+}
+
+impl Plan {
+    /// Whether it is still what [`plan()`] would say, as far as names and what the caller knows can tell:
+    /// objects never change, and those that came since are in no plan. `known` may be that of the time
+    /// after refs and layers that the plan gives up are gone.
+    pub(crate) fn holds(&self, repository: &Repository, known: &Known) -> Result<bool> {
+        let streams = repository.streams()?;
+        let images = repository.images()?;
+        let odd = [streams.foreign, images.foreign].concat();
+        let found = roots::find(repository, odd, known.clone())?;
+        let kept = |items: BTreeMap<RefId, FoundRef>| -> Vec<(RefId, String)> {
+            let kept = items.into_iter().filter(|(_, found)| found.fate.is_ok());
+            kept.map(|(id, found)| (id, found.target)).collect()
+        };
+        let mine = self.refs.iter().filter(|item| !item.decision.is_removal());
+        let mine = mine.map(|item| (item.id.clone(), item.target.clone()));
+        Ok(known.roots == self.known.roots
+            && known.problems == self.known.problems
+            && known.missing_tags == self.known.missing_tags
+            && kept(found.refs) == mine.collect::<Vec<_>>()
+            && streams.entries.len() == self.streams.len()
+            && images.entries.len() == self.images.len()
+            && streams
+                .entries
+                .iter()
+                .zip(&self.streams)
+                .all(|(link, item)| link.name == item.name && link.object == item.object)
+            && images
+                .entries
+                .iter()
+                .zip(&self.images)
+                .all(|(link, item)| link.name == item.name && link.object == item.object))
+    }
 }
 
 /// Follows the roots; what can't be followed becomes a problem.
@@ -204,25 +282,19 @@ fn follow(
     progress.begin(Phase::Marking, None);
     let roots = &found.roots;
     let problems = &mut found.problems;
-    let nodes = roots
-        .iter()
-        .enumerate()
-        .map(|(index, (_, node))| (node.clone(), index));
-    mark(nodes, |node, index, needs| {
+    mark(std::mem::take(&mut found.nodes), |node, index, needs| {
         let result = graph.references(node, needs);
         if !matches!(node, Node::Payload(_)) {
             progress.advance(1);
         }
-        let (Err(unknown), Some((root, _))) = (result, roots.get(index)) else {
+        let (Err(unknown), Some(root)) = (result, roots.get(index)) else {
             return;
         };
+        let owner = root.owner.clone();
         problems.push(match unknown {
-            Unknown::NoLink(target) => Problem::Dangling {
-                root: root.clone(),
-                target,
-            },
+            Unknown::NoLink(target) => Problem::Dangling { owner, target },
             Unknown::Object(object, error) => Problem::Unreadable {
-                root: root.clone(),
+                owner,
                 object,
                 error,
             },
@@ -237,6 +309,19 @@ struct Decide {
 }
 
 impl Decide {
+    fn refs(&self, found: BTreeMap<RefId, FoundRef>) -> Vec<RefItem> {
+        let item = |(id, found): (RefId, FoundRef)| RefItem {
+            id,
+            target: found.target,
+            decision: match found.fate {
+                Ok(root) => Decision::Keep(KeepReason::Root(root)),
+                Err(_) if self.in_doubt => Decision::Keep(KeepReason::InDoubt),
+                Err(reason) => Decision::Remove(reason),
+            },
+        };
+        found.into_iter().map(item).collect()
+    }
+
     /// A link stays if it is needed, or its object is.
     fn link(&self, node: &Node, object: &VerityDigest) -> Decision {
         match self.reached.get(node) {
@@ -261,14 +346,14 @@ impl Decide {
 fn objects(
     repository: &Repository,
     decide: &Decide,
-    found: &mut roots::Found,
+    ignored: &mut Vec<Foreign>,
     progress: &dyn Progress,
 ) -> Result<(Vec<ObjectItem>, Vec<VerityDigest>)> {
     progress.begin(Phase::Listing, Some(256));
     let mut items = Vec::new();
     for shard in 0..=255 {
         let listing = repository.objects_in(shard)?;
-        found.ignored.extend(listing.foreign);
+        ignored.extend(listing.foreign);
         for digest in listing.entries {
             let decision = decide.object(&digest);
             let bytes = if decision.is_removal() {

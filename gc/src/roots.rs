@@ -1,71 +1,180 @@
-//! Roots: what is kept for its own sake, and what makes it impossible to tell.
+//! Roots: what is kept for its own sake, who keeps it, why, and what makes it impossible to tell.
+//!
+//! Every ref of the repository is a root. What else keeps things, a booted host or podman's containers,
+//! the caller knows ([`crate::Host`]), and hands over as the same plain values.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
-use composefs_image::VerityDigest;
-use repository::list::{Foreign, Oddity};
-use repository::{Category, RefPath, Repository, Result, Tag};
-use serde::Serialize;
+use composefs_image::{Algorithm, VerityDigest};
+use repository::list::{Foreign, Oddity, Ref};
+use repository::{Category, RefPath, Repository, StreamName, Tag};
+use serde::{Serialize, Serializer};
 
 use crate::graph::Node;
+use crate::host::Known;
 use crate::json;
+use crate::plan::RemoveReason;
 
 /// Something that is kept, with everything it needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum Root {
-    /// A tag.
-    Tag {
-        /// The tag.
-        tag: Tag,
-        /// The name of the manifest stream.
-        target: String,
-    },
-    /// Any other ref.
-    Ref {
-        /// Whether it is below `streams/refs/` or `images/refs/`.
-        category: Category,
-        /// Its path there.
-        path: RefPath,
-        /// The name of the stream or image.
-        target: String,
-    },
-    /// A link in `streams/` or `images/` whose name can't be understood: it may matter to somebody else.
-    OddLink {
-        /// The link, relative to the repository.
-        #[serde(serialize_with = "json::path")]
-        path: PathBuf,
-        /// The object it points at.
-        #[serde(serialize_with = "json::text")]
-        object: VerityDigest,
-    },
+pub struct Root {
+    /// Who keeps it.
+    #[serde(flatten)]
+    pub owner: Owner,
+    /// Why, in words.
+    pub reason: String,
+    /// What is kept.
+    pub needs: Vec<Need>,
 }
 
 impl std::fmt::Display for Root {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.owner)
+    }
+}
+
+/// Who keeps something.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Owner {
+    /// What it is.
+    #[serde(rename = "kind")]
+    pub kind: OwnerKind,
+    /// Which one: a tag, a file, a container.
+    pub name: String,
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
+}
+
+/// What keeps something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OwnerKind {
+    /// A tag.
+    Tag,
+    /// A pin.
+    Pin,
+    /// A lease that is held.
+    Lease,
+    /// A host that boots from it.
+    Boot,
+    /// An image that podman is shown.
+    Published,
+    /// A container or image in a store of podman's.
+    Podman,
+    /// A mounted filesystem.
+    Mount,
+    /// Any other ref.
+    Ref,
+    /// A link in `streams/` or `images/` whose name can't be understood: it may matter to somebody else.
+    Link,
+}
+
+impl std::fmt::Display for OwnerKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tag => "tag",
+            Self::Pin => "pin",
+            Self::Lease => "lease",
+            Self::Boot => "boot",
+            Self::Published => "published",
+            Self::Podman => "podman",
+            Self::Mount => "mount",
+            Self::Ref => "ref",
+            Self::Link => "link",
+        })
+    }
+}
+
+/// Something that a root keeps.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Need {
+    /// A ref, and what it points at.
+    Ref(RefId),
+    /// The stream of this name.
+    Stream(StreamName),
+    /// The EROFS image with this digest, whether `images/` has it or not.
+    Image(#[serde(serialize_with = "json::text")] VerityDigest),
+    /// An object and, if it is a stream or an image, what it needs.
+    Object(#[serde(serialize_with = "json::text")] VerityDigest),
+}
+
+impl std::fmt::Display for Need {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tag { tag, .. } => write!(f, "tag {tag}"),
-            Self::Ref { category, path, .. } => {
-                write!(f, "ref {}/refs/{path}", category.directory())
-            }
-            Self::OddLink { path, .. } => write!(f, "link {}", path.display()),
+            Self::Ref(id) => write!(f, "{id}"),
+            Self::Stream(name) => write!(f, "{name}"),
+            Self::Image(digest) => write!(f, "image {digest}"),
+            Self::Object(digest) => write!(f, "object {digest}"),
         }
     }
 }
 
-/// Something that is needed and can't be read. As long as there is one, everything that exists may be
-/// needed, so everything is kept.
+/// Which ref.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RefId {
+    /// Whether it is below `streams/refs/` or `images/refs/`.
+    pub category: Category,
+    /// Its path there.
+    pub path: RefPath,
+}
+
+impl RefId {
+    /// The ref of a tag.
+    pub fn of_tag(tag: &Tag) -> Self {
+        Self {
+            category: Category::Streams,
+            path: RefPath::of_tag(tag),
+        }
+    }
+
+    /// The tag that it is; `None` if it is another kind of ref.
+    pub fn tag(&self) -> Option<Tag> {
+        match self.category {
+            Category::Streams => self.path.tag(),
+            Category::Images => None,
+        }
+    }
+}
+
+impl std::fmt::Display for RefId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/refs/{}", self.category.directory(), self.path)
+    }
+}
+
+impl Serialize for RefId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// How much may depend on something that can't be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Doubt {
+    /// Anything: nothing is removed.
+    Everything,
+    /// Only what is among the roots in any case.
+    Kept,
+}
+
+/// Something that is needed and can't be read. Everything that it might mean is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
+#[serde(tag = "problem", rename_all = "kebab-case")]
 pub enum Problem {
-    /// A ref points at a stream or image that doesn't exist.
+    /// A root needs a stream or image that doesn't exist.
     #[error(
-        "{root} points at {target}, which does not exist; remove the ref, or import the image again"
+        "{owner} points at {target}, which does not exist; remove the ref, or import the image again"
     )]
     Dangling {
-        /// The ref.
-        root: Root,
+        /// Who needs it.
+        owner: Owner,
         /// The name that doesn't exist.
         target: String,
     },
@@ -80,84 +189,227 @@ pub enum Problem {
     },
     /// A stream or image is missing, damaged or not what it should be.
     #[error(
-        "{root} needs object {object}: {error}; import the image again, or remove what needs it"
+        "{owner} needs object {object}: {error}; import the image again, or remove what needs it"
     )]
     Unreadable {
-        /// The root that needs it.
-        root: Root,
+        /// Who needs it.
+        owner: Owner,
         /// The object.
         #[serde(serialize_with = "json::text")]
         object: VerityDigest,
         /// What is wrong, in words.
         error: String,
     },
+    /// A file outside the repository that says what is needed can't be understood.
+    #[error("{}: {error}", path.display())]
+    Source {
+        /// The file.
+        #[serde(serialize_with = "json::path")]
+        path: PathBuf,
+        /// What is wrong with it and what to do, in words.
+        error: String,
+        /// What it may mean.
+        doubt: Doubt,
+    },
+}
+
+impl Problem {
+    /// How much may depend on it.
+    pub fn doubt(&self) -> Doubt {
+        match self {
+            Self::Source { doubt, .. } => *doubt,
+            _ => Doubt::Everything,
+        }
+    }
+}
+
+/// The roots of a repository, and what can't be understood.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Roots {
+    /// What is kept for its own sake.
+    pub roots: Vec<Root>,
+    /// What can't be told.
+    pub problems: Vec<Problem>,
+}
+
+/// Finds the roots without following them. Writes nothing.
+pub fn roots(repository: &Repository, known: Known) -> repository::Result<Roots> {
+    let streams = repository.streams()?;
+    let images = repository.images()?;
+    let odd = [streams.foreign, images.foreign].concat();
+    let found = find(repository, odd, known)?;
+    Ok(Roots {
+        roots: found.roots,
+        problems: found.problems,
+    })
 }
 
 /// The roots of a repository with their nodes, and what can't be understood.
 pub(crate) struct Found {
-    pub(crate) roots: Vec<(Root, Node)>,
+    /// Those that the caller knows come first, in its order.
+    pub(crate) roots: Vec<Root>,
+    /// Where marking starts, each with the index of its root.
+    pub(crate) nodes: Vec<(Node, usize)>,
     pub(crate) problems: Vec<Problem>,
     /// What doesn't belong where it is and can't name anything: left alone.
     pub(crate) ignored: Vec<Foreign>,
+    /// All refs with what they point at, sorted.
+    pub(crate) refs: BTreeMap<RefId, FoundRef>,
 }
 
-/// Every ref is a root but those given up, and every link with an odd name.
+pub(crate) struct FoundRef {
+    /// The name of the stream or image.
+    pub(crate) target: String,
+    /// The index of its root, or why it goes.
+    pub(crate) fate: Result<usize, RemoveReason>,
+}
+
+/// Every ref is a root but those given up, and every link with an odd name, beside what the caller knows.
 pub(crate) fn find(
     repository: &Repository,
     odd: Vec<Foreign>,
-    given_up: &HashSet<(Category, RefPath)>,
-) -> Result<Found> {
-    let mut found = Found {
+    known: Known,
+) -> repository::Result<Found> {
+    let mut finder = Finder {
+        algorithm: repository.algorithm(),
+        targets: BTreeMap::new(),
+        keepers: HashMap::new(),
         roots: Vec::new(),
-        problems: Vec::new(),
-        ignored: Vec::new(),
+        nodes: Vec::new(),
+        problems: known.problems,
     };
+    let mut ignored = Vec::new();
     for category in [Category::Streams, Category::Images] {
-        let refs = repository.refs(category)?;
-        for reference in refs.entries {
-            if given_up.contains(&(category, reference.path.clone())) {
-                continue;
-            }
-            let node = Node::named(category, &reference.target, repository.algorithm());
-            let root = root_of(category, reference.path, reference.target.clone());
-            match node {
-                Some(node) => found.roots.push((root, node)),
-                None => found.problems.push(Problem::Dangling {
-                    root,
-                    target: reference.target,
-                }),
-            }
+        let listing = repository.refs(category)?;
+        for Ref { path, target } in listing.entries {
+            finder.targets.insert(RefId { category, path }, target);
         }
-        for foreign in refs.foreign {
+        for foreign in listing.foreign {
             if foreign.oddity == Oddity::NotALink {
-                found.ignored.push(foreign);
+                ignored.push(foreign);
             } else {
-                found.problems.push(Problem::OddRef {
+                finder.problems.push(Problem::OddRef {
                     path: foreign.path,
                     oddity: foreign.oddity.to_string(),
                 });
             }
         }
     }
+
+    for root in known.roots {
+        finder.add(root);
+    }
+    let given_up: HashMap<RefId, RemoveReason> = known
+        .given_up
+        .into_iter()
+        .map(|item| (item.id, item.reason))
+        .collect();
+    let others: Vec<_> = finder
+        .targets
+        .keys()
+        .filter(|id| !finder.keepers.contains_key(id) && !given_up.contains_key(id))
+        .cloned()
+        .collect();
+    for id in others {
+        finder.add(root_of(id));
+    }
     for foreign in odd {
         if let Oddity::LinkName(object) = foreign.oddity {
-            let path = foreign.path;
-            let root = Root::OddLink { path, object };
-            found.roots.push((root, Node::Object(object)));
+            finder.add(Root {
+                owner: Owner {
+                    kind: OwnerKind::Link,
+                    name: foreign.path.display().to_string(),
+                },
+                reason: "its name may mean something to somebody else".into(),
+                needs: vec![Need::Object(object)],
+            });
         } else {
-            found.ignored.push(foreign);
+            ignored.push(foreign);
         }
     }
-    Ok(found)
+    let fate = |id: &RefId| match (finder.keepers.get(id), given_up.get(id)) {
+        (Some(root), _) => Ok(*root),
+        // Without a keeper it has been given up.
+        (None, reason) => Err(reason.copied().unwrap_or(RemoveReason::Unreferenced)),
+    };
+    Ok(Found {
+        refs: finder
+            .targets
+            .iter()
+            .map(|(id, target)| {
+                let target = target.clone();
+                let fate = fate(id);
+                (id.clone(), FoundRef { target, fate })
+            })
+            .collect(),
+        roots: finder.roots,
+        nodes: finder.nodes,
+        problems: finder.problems,
+        ignored,
+    })
 }
 
-fn root_of(category: Category, path: RefPath, target: String) -> Root {
-    match (category, path.tag()) {
-        (Category::Streams, Some(tag)) => Root::Tag { tag, target },
-        _ => Root::Ref {
-            category,
-            path,
-            target,
-        },
+/// Roots as they come together.
+struct Finder {
+    algorithm: Algorithm,
+    targets: BTreeMap<RefId, String>,
+    /// The first root that claims a ref.
+    keepers: HashMap<RefId, usize>,
+    roots: Vec<Root>,
+    nodes: Vec<(Node, usize)>,
+    problems: Vec<Problem>,
+}
+
+impl Finder {
+    fn add(&mut self, root: Root) {
+        let index = self.roots.len();
+        for need in &root.needs {
+            let node = match need {
+                Need::Stream(name) => Node::Stream(name.clone()),
+                Need::Image(digest) => Node::Image(*digest),
+                Need::Object(digest) => Node::Object(*digest),
+                Need::Ref(id) => {
+                    self.keepers.entry(id.clone()).or_insert(index);
+                    let target = self.targets.get(id);
+                    let node = target
+                        .and_then(|target| Node::named(id.category, target, self.algorithm));
+                    let Some(node) = node else {
+                        self.problems.push(Problem::Dangling {
+                            owner: root.owner.clone(),
+                            target: target.cloned().unwrap_or_else(|| id.to_string()),
+                        });
+                        continue;
+                    };
+                    node
+                }
+            };
+            self.nodes.push((node, index));
+        }
+        self.roots.push(root);
+    }
+}
+
+/// The root that a ref is by itself.
+fn root_of(id: RefId) -> Root {
+    let (owner, reason) = match id.tag() {
+        Some(tag) => (
+            Owner {
+                kind: OwnerKind::Tag,
+                name: tag.to_string(),
+            },
+            "kept until it is untagged",
+        ),
+        None => (
+            Owner {
+                kind: OwnerKind::Ref,
+                name: id.to_string(),
+            },
+            "kept until it is removed",
+        ),
+    };
+    Root {
+        owner,
+        reason: reason.into(),
+        needs: vec![Need::Ref(id)],
     }
 }

@@ -6,14 +6,15 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use common::*;
-use gc::{Decision, KeepReason, Plan, Problem, RemoveReason, Root, Swept};
+use gc::{Decision, KeepReason, OwnerKind, Plan, Problem, RemoveReason, Swept};
 use repository::oci::NamesStream as _;
 use repository::splitstream::{ContentType, Writer};
 use repository::{Category, Error, RefPath, Repository, Wait};
 
 fn collect(repository: &mut Repository) -> (Plan, Swept) {
-    let prepared = gc::prepare(repository, Wait::Fail, &()).unwrap();
-    prepared.execute(&()).unwrap()
+    let plan = gc::plan(repository, &mut (), &()).unwrap();
+    let prepared = gc::prepare(repository, plan, Wait::Fail, &mut (), &()).unwrap();
+    prepared.execute(&mut (), &()).unwrap()
 }
 
 /// A plan that can't tell, and so removes nothing.
@@ -67,7 +68,7 @@ fn planning_writes_nothing_and_the_sweep_does_what_was_planned() {
         .remove_ref(Category::Streams, &tag("second"))
         .unwrap();
     let before = objects(&repository);
-    let plan = gc::plan(&repository, &gc::PlanOptions::default(), &()).unwrap();
+    let plan = gc::plan(&repository, &mut (), &()).unwrap();
     assert_eq!(objects(&repository), before);
     let removed = |plan: &Plan| -> Vec<_> {
         let removal = |item: &&gc::ObjectItem| item.decision.is_removal();
@@ -95,11 +96,12 @@ fn every_decision_has_its_reason() {
     repository
         .remove_ref(Category::Streams, &tag("second"))
         .unwrap();
-    let plan = gc::plan(&repository, &gc::PlanOptions::default(), &()).unwrap();
-    let [Root::Tag { tag, target }] = plan.roots.as_slice() else {
+    let plan = gc::plan(&repository, &mut (), &()).unwrap();
+    let [root] = plan.roots.as_slice() else {
         panic!("{:?}", plan.roots);
     };
-    assert_eq!(tag.as_str(), "first");
+    assert_eq!(root.owner.to_string(), "tag first");
+    let target = &plan.refs[0].target;
     let manifest = plan
         .streams
         .iter()
@@ -119,7 +121,7 @@ fn every_decision_has_its_reason() {
     assert_eq!((count(kept), count(removed)), (3 + 1 + 7, 3 + 1 + 7));
     let json = serde_json::to_value(&plan).unwrap();
     assert_eq!(json["roots"][0]["kind"], "tag");
-    assert_eq!(json["roots"][0]["tag"], "first");
+    assert_eq!(json["roots"][0]["name"], "first");
     let item = &json["objects"][0];
     assert_eq!(item["digest"].as_str().unwrap().len(), 64);
     assert!(["keep", "remove"].contains(&item["decision"].as_str().unwrap()));
@@ -187,7 +189,7 @@ fn a_layer_that_only_a_ref_names_stays() {
     batch.set_ref(Category::Streams, &path, diff_id.stream_name().as_str());
     batch.commit().unwrap();
     let (plan, swept) = collect(&mut repository);
-    assert!(matches!(plan.roots[0], Root::Ref { .. }));
+    assert_eq!(plan.roots[0].owner.kind, OwnerKind::Ref);
     assert_eq!(swept, Swept::default());
     assert!(has_file(&repository, "file"));
 }
@@ -375,9 +377,10 @@ fn a_repository_in_use_is_not_collected() {
     let directory = Directory::new();
     let mut repository = directory.open();
     let other = directory.open();
-    let busy = gc::prepare(&mut repository, Wait::Fail, &());
-    assert!(matches!(busy, Err(Error::Busy(_))));
-    assert!(gc::plan(&other, &gc::PlanOptions::default(), &()).is_ok());
+    let plan = gc::plan(&repository, &mut (), &()).unwrap();
+    let busy = gc::prepare(&mut repository, plan, Wait::Fail, &mut (), &());
+    assert!(matches!(busy, Err(gc::Error::Repository(Error::Busy(_)))));
+    assert!(gc::plan(&other, &mut (), &()).is_ok());
 }
 
 #[test]
@@ -386,7 +389,7 @@ fn the_staging_directory_of_a_living_batch_stays() {
     let repository = directory.open();
     let batch = repository.batch().unwrap();
     batch.store_bytes(b"content").unwrap();
-    let plan = gc::plan(&repository, &gc::PlanOptions::default(), &()).unwrap();
+    let plan = gc::plan(&repository, &mut (), &()).unwrap();
     assert_eq!(plan.staging.len(), 1);
     assert_eq!(plan.staging[0].bytes, 7);
     assert_eq!(plan.staging[0].decision, Decision::Keep(KeepReason::InUse));
@@ -398,4 +401,132 @@ fn an_empty_repository_has_nothing_to_collect() {
     let (plan, swept) = collect(&mut directory.open());
     assert_eq!(swept, Swept::default());
     assert_eq!(plan.objects, []);
+}
+
+/// A host that knows what it is told, and notes which layers it is to remove.
+#[derive(Default)]
+struct Told {
+    known: gc::Known,
+    removed: Vec<String>,
+}
+
+impl gc::Host for Told {
+    fn known(&mut self, _: &Repository) -> gc::Known {
+        self.known.clone()
+    }
+
+    fn remove_layers(
+        &mut self,
+        _: &Repository,
+        layers: &[gc::UnusedLayer],
+    ) -> Result<(), gc::HostError> {
+        self.removed
+            .extend(layers.iter().map(|layer| layer.layer.clone()));
+        self.known.unused_layers.clear();
+        Ok(())
+    }
+}
+
+fn collect_on(host: &mut Told, repository: &mut Repository) -> (Plan, Swept) {
+    let plan = gc::plan(repository, host, &()).unwrap();
+    let prepared = gc::prepare(repository, plan, Wait::Fail, host, &()).unwrap();
+    prepared.execute(host, &()).unwrap()
+}
+
+#[test]
+fn what_the_host_needs_stays_and_what_it_gives_up_goes() {
+    let directory = Directory::new();
+    let mut repository = directory.open();
+    for image in ["booted", "old", "app"] {
+        store_image(&repository, &[image]);
+    }
+    let target = repository.reference(Category::Streams, &tag("booted")).unwrap();
+    let target = name(&target.unwrap());
+    repository
+        .remove_ref(Category::Streams, &tag("booted"))
+        .unwrap();
+    let mut host = Told::default();
+    host.known.roots.push(gc::Root {
+        owner: gc::Owner {
+            kind: OwnerKind::Boot,
+            name: "loader/entries/a.conf".into(),
+        },
+        reason: "booted".into(),
+        needs: vec![gc::Need::Stream(target.clone())],
+    });
+    host.known.missing_tags.push(gc::MissingTag {
+        tag: repository::Tag::new("live").unwrap(),
+        target,
+        reason: "booted".into(),
+    });
+    host.known.given_up.push(gc::GivenUp {
+        id: gc::RefId::of_tag(&repository::Tag::new("old").unwrap()),
+        reason: RemoveReason::NotDeployed,
+    });
+    host.known.unused_layers.push(gc::UnusedLayer {
+        layer: "layer".into(),
+        reason: RemoveReason::Unpublished,
+    });
+    let (plan, swept) = collect_on(&mut host, &mut repository);
+    assert_eq!(plan.problems, []);
+    assert_eq!(host.removed, ["layer"]);
+    assert_eq!((swept.layers, swept.refs), (1, 1));
+    assert!(has_file(&repository, "booted") && has_file(&repository, "app"));
+    assert!(!has_file(&repository, "old"));
+    let tags = repository::oci::tags(&repository).unwrap();
+    let tags: Vec<_> = tags.keys().map(repository::Tag::as_str).collect();
+    assert_eq!(tags, ["app", "live"]);
+    assert_clean(&repository);
+}
+
+#[test]
+fn doubt_about_everything_keeps_everything_and_doubt_about_what_is_kept_keeps_that() {
+    for (doubt, kept) in [(gc::Doubt::Everything, true), (gc::Doubt::Kept, false)] {
+        let directory = Directory::new();
+        let mut repository = directory.open();
+        store_image(&repository, &["old"]);
+        let mut host = Told::default();
+        host.known.given_up.push(gc::GivenUp {
+            id: gc::RefId::of_tag(&repository::Tag::new("old").unwrap()),
+            reason: RemoveReason::NotDeployed,
+        });
+        host.known.unused_layers.push(gc::UnusedLayer {
+            layer: "layer".into(),
+            reason: RemoveReason::Unpublished,
+        });
+        host.known.problems.push(Problem::Source {
+            path: "loader/entries/b.conf".into(),
+            error: "it has no options".into(),
+            doubt,
+        });
+        let (plan, _) = collect_on(&mut host, &mut repository);
+        assert_eq!(plan.problems.len(), 1);
+        assert_eq!(has_file(&repository, "old"), kept, "{doubt:?}");
+        assert_eq!(host.removed.is_empty(), kept, "{doubt:?}");
+        assert_eq!(repository::oci::tags(&repository).unwrap().len() == 1, kept);
+    }
+}
+
+#[test]
+fn a_plan_that_does_not_hold_any_more_is_made_again() {
+    let directory = Directory::new();
+    let mut repository = directory.open();
+    store_image(&repository, &["image"]);
+    let target = repository
+        .reference(Category::Streams, &tag("image"))
+        .unwrap()
+        .unwrap();
+    repository
+        .remove_ref(Category::Streams, &tag("image"))
+        .unwrap();
+    let plan = gc::plan(&repository, &mut (), &()).unwrap();
+    assert!(plan.objects.iter().any(|item| item.decision.is_removal()));
+    // Somebody gives the image a name before the lock is ours.
+    let batch = repository.batch().unwrap();
+    batch.set_ref(Category::Streams, &tag("again"), &target);
+    batch.commit().unwrap();
+    let prepared = gc::prepare(&mut repository, plan, Wait::Fail, &mut (), &()).unwrap();
+    let (_, swept) = prepared.execute(&mut (), &()).unwrap();
+    assert_eq!(swept, Swept::default());
+    assert_clean(&repository);
 }

@@ -26,8 +26,9 @@ fn run_child(directory: &Path, failpoint: &str) -> ExitStatus {
 #[ignore = "the process that the other tests kill"]
 fn child() {
     let mut repository = Repository::open(std::env::var_os(DIRECTORY).unwrap()).unwrap();
-    let prepared = gc::prepare(&mut repository, Wait::Fail, &()).unwrap();
-    prepared.execute(&()).unwrap();
+    let plan = gc::plan(&repository, &mut (), &()).unwrap();
+    let prepared = gc::prepare(&mut repository, plan, Wait::Fail, &mut (), &()).unwrap();
+    prepared.execute(&mut (), &()).unwrap();
 }
 
 /// A repository with an image that is needed, one that isn't, and an abandoned staging directory.

@@ -106,10 +106,31 @@ impl From<&StorageConf> for Consumer {
     }
 }
 
+/// The stores of podman's in which users are searched for, beside those seen before.
+#[derive(Debug, Clone, Default)]
+pub struct Stores {
+    /// Those that the operator configured or named. They are remembered: a store whose configuration is
+    /// gone still has its containers.
+    pub configured: Vec<StorageConf>,
+    /// Those that were found, of users for example. They are looked for each time.
+    pub found: Vec<StorageConf>,
+}
+
+impl From<StorageConf> for Stores {
+    fn from(conf: StorageConf) -> Self {
+        Self {
+            configured: vec![conf],
+            found: Vec::new(),
+        }
+    }
+}
+
 /// The stores seen so far, one JSON file beside our store.
 pub(crate) struct Consumers {
     path: PathBuf,
     known: BTreeSet<Consumer>,
+    /// Stores that are not to be written down.
+    found: BTreeSet<Consumer>,
 }
 
 impl Consumers {
@@ -121,19 +142,29 @@ impl Consumers {
             Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
             Err(error) => return Err(Error::io("read", path)(error)),
         };
-        Ok(Self { path, known })
+        Ok(Self {
+            path,
+            known,
+            found: BTreeSet::new(),
+        })
     }
 
-    /// Adds a store, unless it does not exist yet: one that podman has never used holds nothing. Whether
-    /// it is new.
-    pub(crate) fn add(&mut self, conf: &StorageConf) -> bool {
-        let consumer = Consumer::from(conf);
-        consumer.graphroot.exists() && self.known.insert(consumer)
+    /// Adds stores, but those that do not exist yet: one that podman has never used holds nothing. Whether
+    /// there is one to be written down.
+    pub(crate) fn add(&mut self, stores: &Stores) -> bool {
+        let existing = |confs: &[StorageConf]| -> Vec<Consumer> {
+            let consumers = confs.iter().map(Consumer::from);
+            consumers.filter(|it| it.graphroot.exists()).collect()
+        };
+        self.found.extend(existing(&stores.found));
+        let before = self.known.len();
+        self.known.extend(existing(&stores.configured));
+        self.known.len() > before
     }
 
-    /// Adds a store, and writes it down if it is new.
-    pub(crate) fn note(&mut self, conf: &StorageConf) -> Result<()> {
-        if !self.add(conf) {
+    /// Adds stores, and writes down those that are new.
+    pub(crate) fn note(&mut self, stores: &Stores) -> Result<()> {
+        if !self.add(stores) {
             return Ok(());
         }
         let write = || -> io::Result<()> {
@@ -150,7 +181,7 @@ impl Consumers {
     /// The users of `layers`: our layers that might go, with their short names.
     pub(crate) fn users_of(&self, layers: &[(LayerId, Option<LinkId>)]) -> Users {
         let mut users = Users::default();
-        for consumer in &self.known {
+        for consumer in self.known.union(&self.found) {
             if let Err(Unreadable { path, why }) = scan(consumer, layers, &mut users) {
                 let why = format!(
                     "{why}; if podman's store {} is gone for good, remove it from {}",
@@ -421,6 +452,7 @@ mod tests {
                 consumers: Consumers {
                     path: root.path().join("consumers.json"),
                     known: BTreeSet::from([consumer]),
+                    found: BTreeSet::new(),
                 },
                 root,
             }

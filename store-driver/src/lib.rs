@@ -34,6 +34,7 @@
 //! layer, and never removes a layer that it cannot prove unused.
 #![forbid(unsafe_code)]
 
+mod claims;
 mod error;
 mod host;
 mod in_use;
@@ -50,9 +51,10 @@ mod time;
 mod unpublish;
 mod view;
 
+pub use claims::{Claim, Claimant, Claims, claims};
 pub use error::{Error, Result};
 pub use host::check_host;
-pub use in_use::User;
+pub use in_use::{Stores, User};
 pub use layout::{Layout, ParseLayoutError};
 pub use names::podman_name;
 pub use paths::StorePaths;
@@ -61,6 +63,6 @@ pub use published::{PublishedImage, find_published, published, refresh_names};
 pub use serve::{ServeReport, mount_image, serve_mounts, unmount_all};
 pub use tar_split::TarSplitError;
 pub use unpublish::{
-    KeptLayer, UnpublishReport, UnusedLayers, remove_unused_layers, unpublish, unused_layers,
+    KeptLayer, UnpublishReport, UnusedLayers, remove_unused_layers, unpublish,
 };
 pub use view::ViewState;

@@ -195,6 +195,15 @@ pub(crate) fn layer_ref(layer: &LayerId) -> Result<RefPath> {
 /// The directory of these refs below `images/refs/`.
 pub(crate) const PUBLISHED: &str = "composefs-store/published";
 
+/// All of these refs.
+pub(crate) fn published_refs(repository: &Repository) -> Result<Vec<RefPath>> {
+    let refs = repository.refs(Category::Images)?.entries.into_iter();
+    Ok(refs
+        .map(|entry| entry.path)
+        .filter(|path| path.as_path().starts_with(PUBLISHED))
+        .collect())
+}
+
 /// The EROFS image of a published layer.
 pub(crate) fn image_of(repository: &Repository, layer: &LayerId) -> Result<Option<VerityDigest>> {
     let target = repository.reference(Category::Images, &layer_ref(layer)?)?;

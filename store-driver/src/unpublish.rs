@@ -8,16 +8,16 @@
 
 use std::collections::HashSet;
 
-use containers_storage::{ImageId, LayerId, LayerRecord, LinkId, StorageConf, own_store::OwnStore};
+use containers_storage::{ImageId, LayerId, LayerRecord, LinkId, own_store::OwnStore};
 use repository::{Category, RefPath, Repository, failpoint};
 use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
-    in_use::{Consumers, User},
+    in_use::{Stores, User},
     paths::StorePaths,
     serve::LayerMounts,
-    store::{PUBLISHED, Store, layer_ref, link_of, open_existing, with_ancestors},
+    store::{Store, layer_ref, link_of, open_existing, published_refs, with_ancestors},
 };
 
 /// A layer that stays although no published image has it.
@@ -40,15 +40,14 @@ pub struct UnpublishReport {
     pub kept: Vec<KeptLayer>,
 }
 
-/// Stops showing an image to podman. `conf` is podman's configuration, whose stores are searched for
-/// users beside those seen before.
+/// Stops showing an image to podman. `stores` are searched for users beside those seen before.
 pub fn unpublish(
     repository: &Repository,
     image: &ImageId,
-    conf: &StorageConf,
+    stores: &Stores,
 ) -> Result<UnpublishReport> {
     let mut store = Store::open(repository)?;
-    store.consumers.note(conf)?;
+    store.consumers.note(stores)?;
     let mut images = store.own.images()?;
     if images.remove(image).is_none() {
         return Err(Error::NotPublished {
@@ -72,56 +71,16 @@ pub struct UnusedLayers {
     pub removed: Vec<LayerId>,
     /// Those that are in use, which stay.
     pub kept: Vec<KeptLayer>,
-    /// The refs below `images/refs/` that go with the layers.
-    #[serde(skip)]
-    pub refs: Vec<RefPath>,
-}
-
-/// What [`remove_unused_layers`] would do. Writes nothing and takes no lock.
-pub fn unused_layers(repository: &Repository, conf: &StorageConf) -> Result<UnusedLayers> {
-    let paths = StorePaths::of(repository);
-    let Some(own) = open_existing(&paths)? else {
-        return Ok(UnusedLayers::default());
-    };
-    let mut consumers = Consumers::read(&paths)?;
-    consumers.add(conf);
-
-    let (mut layers, candidates) = split(&own)?;
-    let parked = own.removed()?;
-    let mut asked = Vec::new();
-    for record in &candidates {
-        asked.push((record.id.clone(), link_of(&paths, &record.id)?));
-    }
-    asked.extend(parked.iter().map(|layer| (layer.id.clone(), layer.link)));
-    let users = consumers.users_of(&asked);
-    let used = with_ancestors(&candidates, |id| !users.of(id).is_empty());
-
-    let mut unused = UnusedLayers::default();
-    for record in candidates {
-        if used.contains(&record.id) {
-            layers.insert(record.id.clone());
-            unused.kept.push(KeptLayer {
-                users: users.of(&record.id).to_vec(),
-                layer: record.id,
-            });
-        } else {
-            unused.removed.push(record.id);
-        }
-    }
-    let parked = parked.into_iter().map(|layer| layer.id);
-    layers.extend(parked.filter(|id| !users.of(id).is_empty()));
-    unused.refs = refs_of_others(repository, &layers)?;
-    Ok(unused)
 }
 
 /// Removes the layers that no published image has and nobody uses: what an earlier [`unpublish`] had to
 /// keep, and what a crash while publishing left behind. Without a store it makes none.
-pub fn remove_unused_layers(repository: &Repository, conf: &StorageConf) -> Result<UnusedLayers> {
+pub fn remove_unused_layers(repository: &Repository, stores: &Stores) -> Result<UnusedLayers> {
     if open_existing(&StorePaths::of(repository))?.is_none() {
         return Ok(UnusedLayers::default());
     }
     let mut store = Store::open(repository)?;
-    store.consumers.note(conf)?;
+    store.consumers.note(stores)?;
     sweep(repository, &mut store)
 }
 
@@ -138,21 +97,16 @@ fn split(own: &OwnStore) -> Result<(HashSet<LayerId>, Vec<LayerRecord>)> {
 /// The refs of published layers other than `layers`.
 fn refs_of_others(repository: &Repository, layers: &HashSet<LayerId>) -> Result<Vec<RefPath>> {
     let keep: HashSet<RefPath> = layers.iter().map(layer_ref).collect::<Result<_>>()?;
-    let refs = repository.refs(Category::Images)?.entries.into_iter();
-    Ok(refs
-        .map(|entry| entry.path)
-        .filter(|path| path.as_path().starts_with(PUBLISHED) && !keep.contains(path))
-        .collect())
+    let mut refs = published_refs(repository)?;
+    refs.retain(|path| !keep.contains(path));
+    Ok(refs)
 }
 
 fn sweep(repository: &Repository, store: &mut Store) -> Result<UnusedLayers> {
     let (_, candidates) = split(&store.own)?;
     if candidates.is_empty() {
-        let (_, refs) = clear_up(repository, store)?;
-        return Ok(UnusedLayers {
-            refs,
-            ..UnusedLayers::default()
-        });
+        clear_up(repository, store)?;
+        return Ok(UnusedLayers::default());
     }
     let asked: Vec<(LayerId, Option<LinkId>)> = candidates
         .iter()
@@ -179,7 +133,7 @@ fn sweep(repository: &Repository, store: &mut Store) -> Result<UnusedLayers> {
 
     // Looks for users a second time before anything is lost.
     store.settle_removed()?;
-    let (present, refs) = clear_up(repository, store)?;
+    let present = clear_up(repository, store)?;
     let removed = free
         .into_iter()
         .filter(|layer| !present.contains(layer))
@@ -192,16 +146,11 @@ fn sweep(repository: &Repository, store: &mut Store) -> Result<UnusedLayers> {
             layer: record.id,
         })
         .collect();
-    Ok(UnusedLayers {
-        removed,
-        kept,
-        refs,
-    })
+    Ok(UnusedLayers { removed, kept })
 }
 
-/// Takes mounts and refs away that no layer of the store has. Returns the layers there are, and the refs
-/// that are gone.
-fn clear_up(repository: &Repository, store: &Store) -> Result<(HashSet<LayerId>, Vec<RefPath>)> {
+/// Takes mounts and refs away that no layer of the store has. Returns the layers there are.
+fn clear_up(repository: &Repository, store: &Store) -> Result<HashSet<LayerId>> {
     let records = store.own.root().layer_records()?;
     let mut layers: HashSet<LayerId> = records.into_iter().map(|record| record.id).collect();
     let present = layers.clone();
@@ -209,9 +158,9 @@ fn clear_up(repository: &Repository, store: &Store) -> Result<(HashSet<LayerId>,
     layers.extend(store.own.removed()?.into_iter().map(|layer| layer.id));
     LayerMounts::new(repository, &store.paths)?.remove_others(&layers)?;
     failpoint("unpublish-unmounted");
-    let refs = refs_of_others(repository, &layers)?;
-    for path in &refs {
-        repository.remove_ref(Category::Images, path)?;
+    for path in refs_of_others(repository, &layers)? {
+        failpoint("unpublish-ref");
+        repository.remove_ref(Category::Images, &path)?;
     }
-    Ok((present, refs))
+    Ok(present)
 }

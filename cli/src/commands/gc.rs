@@ -1,23 +1,21 @@
-//! `gc`.
+//! `gc`, `roots`.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use gc::{Decision, Plan, PlanOptions, RemoveReason, Swept};
-use repository::{Category, Wait};
+use gc::{Decision, Plan, Problem, RemoveReason, Root, Swept};
+use repository::Wait;
 use serde::Serialize;
-use store_driver::{UnusedLayers, remove_unused_layers, unused_layers};
 
 use super::Context;
-use super::publish::{podman_conf, print_kept};
-use crate::args::Gc;
-use crate::output::{count, size};
+use crate::args::{Gc, Roots};
+use crate::host::Host;
+use crate::output::{count, size, table};
 use crate::progress::Phases;
 use crate::{Outcome, repo};
 
 #[derive(Serialize)]
 struct Report {
-    /// Layers that are published no more.
-    layers: UnusedLayers,
     plan: Plan,
     /// Absent in a dry run.
     swept: Option<Swept>,
@@ -26,73 +24,100 @@ struct Report {
 pub(crate) fn gc(context: &Context, args: &Gc) -> anyhow::Result<Outcome> {
     let mut repository = repo::open(&context.repo)?;
     let progress = Phases::on_terminal();
-    let conf = podman_conf(args.storage_conf.as_deref())?;
+    let mut host = Host::new(&args.host)?;
+    let plan = gc::plan(&repository, &mut host, &progress)?;
     let report = if args.dry_run {
-        let layers = unused_layers(&repository, &conf)?;
-        let refs = layers.refs.iter().cloned();
-        let options = PlanOptions {
-            given_up: refs.map(|path| (Category::Images, path)).collect(),
-        };
-        Report {
-            plan: gc::plan(&repository, &options, &progress)?,
-            layers,
-            swept: None,
-        }
+        Report { plan, swept: None }
     } else {
-        let layers = remove_unused_layers(&repository, &conf)?;
-        let prepared = gc::prepare(&mut repository, Wait::Block, &progress)?;
-        let (plan, swept) = prepared.execute(&progress)?;
+        let prepared = gc::prepare(&mut repository, plan, Wait::Block, &mut host, &progress)?;
+        let (plan, swept) = prepared.execute(&mut host, &progress)?;
         Report {
-            layers,
             plan,
             swept: Some(swept),
         }
     };
     drop(progress);
     context.style.print(&report, |out| match &report.swept {
-        Some(swept) => print_swept(&report.layers, swept, out),
-        None => print_plan(&report.layers, &report.plan, out),
+        Some(swept) => print_swept(swept, out),
+        None => print_plan(&report.plan, out),
     })?;
-    for problem in &report.plan.problems {
+    Ok(outcome(&report.plan.problems))
+}
+
+pub(crate) fn roots(context: &Context, args: &Roots) -> anyhow::Result<Outcome> {
+    let repository = repo::open(&context.repo)?;
+    let known = gc::Host::known(&mut Host::new(&args.host)?, &repository);
+    let report = gc::roots(&repository, known)?;
+    context
+        .style
+        .print(&report, |out| print_roots(&report.roots, out))?;
+    Ok(outcome(&report.problems))
+}
+
+fn outcome(problems: &[Problem]) -> Outcome {
+    for problem in problems {
         eprintln!("composefs-store: kept everything in doubt: {problem}");
     }
-    Ok(if report.plan.problems.is_empty() {
+    if problems.is_empty() {
         Outcome::Done
     } else {
         Outcome::Findings
-    })
+    }
 }
 
-fn print_swept(layers: &UnusedLayers, swept: &Swept, out: &mut dyn Write) -> io::Result<()> {
-    print_kept(&layers.kept, out)?;
+fn print_roots(roots: &[Root], out: &mut dyn Write) -> io::Result<()> {
+    let rows: Vec<_> = roots
+        .iter()
+        .map(|root| {
+            [
+                root.owner.kind.to_string(),
+                root.owner.name.clone(),
+                root.reason.clone(),
+            ]
+        })
+        .collect();
+    table(out, ["KIND", "OWNER", "REASON"], &rows)
+}
+
+fn print_swept(swept: &Swept, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
-        "removed {} ({}), {}, {}, {}",
+        "removed {} ({}), {}, {}, {}, {}, {}",
         count(swept.objects, "object"),
         size(swept.object_bytes),
         count(swept.streams, "stream"),
         count(swept.images, "image"),
+        count(swept.refs, "ref"),
+        count(swept.layers, "published layer"),
         count(swept.staging, "unfinished import"),
     )
 }
 
-fn print_plan(layers: &UnusedLayers, plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
-    print_kept(&layers.kept, out)?;
-    for layer in &layers.removed {
-        writeln!(out, "remove published layer {layer}: nobody uses it")?;
-    }
+fn print_plan(plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
     for root in &plan.roots {
-        writeln!(out, "keep {root} and what it needs")?;
+        writeln!(out, "keep {root}: {}", root.reason)?;
+    }
+    for tag in &plan.missing_tags {
+        writeln!(out, "make tag {}: {}", tag.tag, tag.reason)?;
+    }
+    for layer in &plan.layers {
+        let layer_id = &layer.layer;
+        writeln!(
+            out,
+            "remove published layer {layer_id}: {}",
+            words(layer.reason)
+        )?;
     }
     let mut line = |what: &str, name: &dyn std::fmt::Display, decision: Decision| match decision {
         Decision::Keep(_) => Ok(()),
-        Decision::Remove(RemoveReason::Unreferenced) => {
-            writeln!(out, "remove {what} {name}: nothing needs it")
-        }
-        Decision::Remove(RemoveReason::Abandoned) => {
-            writeln!(out, "remove {what} {name}: its process is gone")
-        }
+        Decision::Remove(reason) => writeln!(out, "remove {what} {name}: {}", words(reason)),
     };
+    for item in &plan.refs {
+        match item.id.tag() {
+            Some(tag) => line("tag", &tag, item.decision)?,
+            None => line("ref", &item.id, item.decision)?,
+        }
+    }
     for item in &plan.streams {
         line("stream", &item.name, item.decision)?;
     }
@@ -102,15 +127,31 @@ fn print_plan(layers: &UnusedLayers, plan: &Plan, out: &mut dyn Write) -> io::Re
     for item in &plan.staging {
         line("staging directory", &item.name, item.decision)?;
     }
-    let objects = plan
-        .objects
-        .iter()
-        .filter(|item| item.decision.is_removal());
-    let bytes = objects.clone().filter_map(|item| item.bytes).sum();
-    writeln!(
-        out,
-        "remove {} ({})",
-        count(objects.count() as u64, "object"),
-        size(bytes)
-    )
+    let mut totals: BTreeMap<RemoveReason, (u64, u64)> = BTreeMap::new();
+    for item in &plan.objects {
+        if let Decision::Remove(reason) = item.decision {
+            let (objects, bytes) = totals.entry(reason).or_default();
+            *objects += 1;
+            *bytes += item.bytes.unwrap_or(0);
+        }
+    }
+    if totals.is_empty() {
+        writeln!(out, "remove no objects")?;
+    }
+    for (reason, (objects, bytes)) in totals {
+        let objects = count(objects, "object");
+        writeln!(out, "remove {objects} ({}): {}", size(bytes), words(reason))?;
+    }
+    Ok(())
+}
+
+fn words(reason: RemoveReason) -> &'static str {
+    match reason {
+        RemoveReason::Unreferenced => "nothing needs it",
+        RemoveReason::Abandoned => "its process is gone",
+        RemoveReason::Unpublished => "no published image has it and nobody uses it",
+        RemoveReason::NotDeployed => "no deployment needs it",
+        RemoveReason::BeyondLast => "newer tags are kept",
+        RemoveReason::TooOld => "it is older than what is kept",
+    }
 }

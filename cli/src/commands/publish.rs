@@ -13,6 +13,7 @@ use store_driver::{
 
 use super::Context;
 use crate::args::{LayoutArg, LayoutArgs, Publish, Unpublish};
+use crate::host::stores;
 use crate::output::count;
 use crate::progress::short;
 use crate::{Outcome, repo};
@@ -86,12 +87,12 @@ pub(crate) fn print(report: &PublishReport, out: &mut dyn Write) -> io::Result<(
 
 pub(crate) fn unpublish(context: &Context, args: &Unpublish) -> anyhow::Result<Outcome> {
     let repository = repo::open(&context.repo)?;
-    let conf = podman_conf(args.storage_conf.as_deref())?;
+    let stores = stores(&args.host)?;
     let mut reports = Vec::new();
     for name in &args.images {
         let image = find_published(&repository, name)?;
         reports.push(
-            store_driver::unpublish(&repository, &image.id, &conf)
+            store_driver::unpublish(&repository, &image.id, &stores)
                 .with_context(|| format!("cannot unpublish {name}"))?,
         );
     }
@@ -114,7 +115,7 @@ fn print_unpublished(report: &UnpublishReport, out: &mut dyn Write) -> io::Resul
 }
 
 /// Layers that stay because somebody uses them.
-pub(crate) fn print_kept(layers: &[KeptLayer], out: &mut dyn Write) -> io::Result<()> {
+fn print_kept(layers: &[KeptLayer], out: &mut dyn Write) -> io::Result<()> {
     for layer in layers {
         writeln!(out, "kept published layer {}", short(layer.layer.as_str()))?;
         for user in &layer.users {

@@ -9,9 +9,11 @@
 mod environment;
 mod file;
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 pub use environment::Environment;
@@ -238,6 +240,50 @@ impl StorageConf {
             graphroot: root.to_owned(),
             ..Self::built_in(environment)
         }
+    }
+
+    /// The configurations of the users of this machine, without root's, whose stores exist: those in
+    /// `/etc/passwd`, and owners of directories in `/home` and `/var/home`. What a user has written into a
+    /// configuration that cannot be used is ignored, as podman would not run with it.
+    pub fn of_users() -> Vec<Self> {
+        Self::of_users_below(Path::new("/"))
+    }
+
+    fn of_users_below(sysroot: &Path) -> Vec<Self> {
+        let mut users: BTreeMap<PathBuf, u32> = BTreeMap::new();
+        for home in ["home", "var/home"].map(|home| sysroot.join(home)) {
+            for entry in fs::read_dir(home).into_iter().flatten().flatten() {
+                if let Ok(metadata) = entry.metadata()
+                    && metadata.is_dir()
+                {
+                    users.insert(entry.path(), metadata.uid());
+                }
+            }
+        }
+        let passwd = fs::read_to_string(sysroot.join("etc/passwd")).unwrap_or_default();
+        for line in passwd.lines() {
+            let fields: Vec<&str> = line.split(':').collect();
+            if let [_, _, uid, _, _, home, ..] = fields.as_slice()
+                && let (Ok(uid), Ok(home)) = (uid.parse(), Path::new(home).strip_prefix("/"))
+            {
+                users.insert(sysroot.join(home), uid);
+            }
+        }
+        let mut confs: Vec<Self> = users
+            .into_iter()
+            .filter(|(_, uid)| *uid != 0)
+            .map(|(home, uid)| {
+                let environment = Environment {
+                    uid,
+                    variables: [("HOME".into(), home.into())].into(),
+                };
+                Self::discover_below(sysroot, &environment)
+                    .unwrap_or_else(|_| Self::built_in(&environment))
+            })
+            .filter(|conf| conf.graphroot.is_dir())
+            .collect();
+        confs.dedup_by(|a, b| a.graphroot == b.graphroot);
+        confs
     }
 
     /// What podman uses where there is no file at all.

@@ -68,7 +68,7 @@ pub fn publish(
         check_objects_directory(&store.paths)?;
     }
     let view_state = ensure_view(&store.paths)?;
-    store.consumers.note(options.conf)?;
+    store.consumers.note(&options.conf.clone().into())?;
 
     let mut notes = Vec::new();
     if plan.is_incomplete() {

@@ -1,0 +1,147 @@
+//! The host as a collection sees it: what its podmans, and whoever else is asked, need of a repository.
+
+use containers_storage::{Environment, StorageConf};
+use gc::{
+    Doubt, GivenUp, Known, Need, Owner, OwnerKind, Problem, RefId, RemoveReason, Root, UnusedLayer,
+};
+use repository::{Category, RefPath, Repository};
+use store_driver::{Claim, Claimant, StorePaths, Stores, User};
+
+use crate::args::HostArgs;
+use crate::commands::publish::podman_conf;
+use crate::progress::short;
+
+/// Where to look.
+pub(crate) struct Host {
+    stores: Stores,
+}
+
+impl Host {
+    pub(crate) fn new(args: &HostArgs) -> anyhow::Result<Self> {
+        Ok(Self {
+            stores: stores(args)?,
+        })
+    }
+}
+
+/// podman's stores: the one that is configured, those that are named, and those of users.
+pub(crate) fn stores(args: &HostArgs) -> anyhow::Result<Stores> {
+    let mut stores = Stores::from(podman_conf(args.storage_conf.as_deref())?);
+    let environment = Environment::current();
+    let named = args.podman_root.iter();
+    let named = named.map(|root| StorageConf::for_root(root, &environment));
+    stores.configured.extend(named);
+    stores.found = StorageConf::of_users();
+    Ok(stores)
+}
+
+impl gc::Host for Host {
+    fn known(&mut self, repository: &Repository) -> Known {
+        podman(repository, &self.stores)
+    }
+
+    fn remove_layers(
+        &mut self,
+        repository: &Repository,
+        _: &[UnusedLayer],
+    ) -> Result<(), gc::HostError> {
+        store_driver::remove_unused_layers(repository, &self.stores)?;
+        Ok(())
+    }
+}
+
+/// What podman needs.
+fn podman(repository: &Repository, stores: &Stores) -> Known {
+    let claims = match store_driver::claims(repository, stores) {
+        Ok(claims) => claims,
+        Err(error) => {
+            let problem = Problem::Source {
+                path: StorePaths::of(repository).store(),
+                error: error.to_string(),
+                doubt: Doubt::Everything,
+            };
+            return Known {
+                problems: vec![problem],
+                ..Known::default()
+            };
+        }
+    };
+    let image_ref = |path: RefPath| RefId {
+        category: Category::Images,
+        path,
+    };
+    let root = |claim: Claim| {
+        let (kind, name, reason) = describe(claim.claimant);
+        Root {
+            owner: Owner { kind, name },
+            reason,
+            needs: claim
+                .refs
+                .into_iter()
+                .map(|path| Need::Ref(image_ref(path)))
+                .collect(),
+        }
+    };
+    let unused = |layer: containers_storage::LayerId| UnusedLayer {
+        layer: layer.to_string(),
+        reason: RemoveReason::Unpublished,
+    };
+    let given_up = |path| GivenUp {
+        id: image_ref(path),
+        reason: RemoveReason::Unpublished,
+    };
+    let problem = |(path, error)| Problem::Source {
+        path,
+        error,
+        doubt: Doubt::Kept,
+    };
+    Known {
+        roots: claims.claims.into_iter().map(root).collect(),
+        problems: claims.unreadable.into_iter().map(problem).collect(),
+        given_up: claims.unclaimed.into_iter().map(given_up).collect(),
+        missing_tags: Vec::new(),
+        unused_layers: claims.unused.into_iter().map(unused).collect(),
+    }
+}
+
+fn describe(claimant: Claimant) -> (OwnerKind, String, String) {
+    match claimant {
+        Claimant::Image { id, names, layout } => {
+            let name = if names.is_empty() {
+                short(&id).to_owned()
+            } else {
+                names.join(", ")
+            };
+            let reason = match layout {
+                Some(layout) => format!("shown to podman in the {layout} layout"),
+                None => "shown to podman".into(),
+            };
+            (OwnerKind::Published, name, reason)
+        }
+        Claimant::User(user) => {
+            let (name, reason) = match &user {
+                User::Layer { store, layer } => (
+                    format!("layer {} in {}", short(layer), store.display()),
+                    "built on a published layer",
+                ),
+                User::Container { store, container } => (
+                    format!("container {} in {}", short(container), store.display()),
+                    "made from a published layer",
+                ),
+                User::Image { store, image } => (
+                    format!("image {} in {}", short(image), store.display()),
+                    "has a published layer as its top layer",
+                ),
+                User::Mounted { runroot } => (
+                    runroot.display().to_string(),
+                    "has a published layer mounted",
+                ),
+                User::Unreadable { path, .. } => (
+                    path.display().to_string(),
+                    "cannot be read, and may need a published layer",
+                ),
+            };
+            (OwnerKind::Podman, name, reason.to_owned())
+        }
+    }
+}
