@@ -78,7 +78,11 @@ impl Prepared<'_> {
 
     /// Does it, and returns to the shared lock. The plan that is returned is what was done: another one
     /// than before only if a published layer turned out to be in use.
-    pub fn execute(mut self, host: &mut dyn Host, progress: &dyn Progress) -> Result<(Plan, Swept)> {
+    pub fn execute(
+        mut self,
+        host: &mut dyn Host,
+        progress: &dyn Progress,
+    ) -> Result<(Plan, Swept)> {
         let mut swept = Swept::default();
         if !self.plan.layers.is_empty() {
             host.remove_layers(&self.exclusive, &self.plan.layers)
@@ -115,7 +119,11 @@ impl Prepared<'_> {
     /// Names, refs before what they point at; durable when it returns.
     fn remove_names(&self, swept: &mut Swept, progress: &dyn Progress) -> Result<()> {
         let repository = &self.exclusive;
-        let refs = self.plan.refs.iter().filter(|item| item.decision.is_removal());
+        let refs = self
+            .plan
+            .refs
+            .iter()
+            .filter(|item| item.decision.is_removal());
         let streams = self
             .plan
             .streams

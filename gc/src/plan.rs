@@ -165,11 +165,7 @@ impl Decision {
 ///
 /// Without the exclusive lock others may add to the repository meanwhile: the plan is good enough to
 /// show, and [`crate::prepare`] makes it good enough to act on.
-pub fn plan(
-    repository: &Repository,
-    host: &mut dyn Host,
-    progress: &dyn Progress,
-) -> Result<Plan> {
+pub fn plan(repository: &Repository, host: &mut dyn Host, progress: &dyn Progress) -> Result<Plan> {
     let known = host.known(repository);
     plan_with(repository, known, progress)
 }

@@ -371,8 +371,8 @@ impl Finder {
                 Need::Ref(id) => {
                     self.keepers.entry(id.clone()).or_insert(index);
                     let target = self.targets.get(id);
-                    let node = target
-                        .and_then(|target| Node::named(id.category, target, self.algorithm));
+                    let node =
+                        target.and_then(|target| Node::named(id.category, target, self.algorithm));
                     let Some(node) = node else {
                         self.problems.push(Problem::Dangling {
                             owner: root.owner.clone(),

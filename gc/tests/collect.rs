@@ -440,7 +440,9 @@ fn what_the_host_needs_stays_and_what_it_gives_up_goes() {
     for image in ["booted", "old", "app"] {
         store_image(&repository, &[image]);
     }
-    let target = repository.reference(Category::Streams, &tag("booted")).unwrap();
+    let target = repository
+        .reference(Category::Streams, &tag("booted"))
+        .unwrap();
     let target = name(&target.unwrap());
     repository
         .remove_ref(Category::Streams, &tag("booted"))

@@ -62,7 +62,5 @@ pub use publish::{LayerOutcome, Note, PublishOptions, PublishReport, PublishedLa
 pub use published::{PublishedImage, find_published, published, refresh_names};
 pub use serve::{ServeReport, mount_image, serve_mounts, unmount_all};
 pub use tar_split::TarSplitError;
-pub use unpublish::{
-    KeptLayer, UnpublishReport, UnusedLayers, remove_unused_layers, unpublish,
-};
+pub use unpublish::{KeptLayer, UnpublishReport, UnusedLayers, remove_unused_layers, unpublish};
 pub use view::ViewState;
