@@ -23,6 +23,7 @@ pub mod registry;
 pub mod store;
 pub mod tar;
 pub mod tree;
+pub mod user;
 
 pub use command::{Finished, finish, ok};
 pub use filesystem::{Filesystem, Kind};
@@ -32,3 +33,4 @@ pub use peers::Peers;
 pub use podman::{Engine, Podman};
 pub use store::{Layout, Store};
 pub use tree::Tree;
+pub use user::User;

@@ -15,6 +15,7 @@ mod locking;
 mod mounting;
 mod peers;
 mod publishing;
+mod rootless;
 mod scene;
 mod tools;
 mod trees;
