@@ -27,7 +27,7 @@ Examples:
 
 Also here, and when called by their names: mkcomposefs, composefs-info, mount.composefs.
 
-Exit status: 0 done, 1 failed or (fsck) findings, 2 wrong usage.";
+Exit status: 0 done, 1 failed or (fsck) findings, 2 wrong usage, 130 interrupted.";
 
 /// Options that every command takes.
 #[derive(Debug, Args)]
@@ -39,9 +39,26 @@ pub(crate) struct Global {
     /// Print one JSON document instead of text (shapes: docs/json.md)
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// How to tell on standard error how far long work has come
+    #[arg(long, global = true, value_enum, default_value = "auto", value_name = "HOW")]
+    pub(crate) progress: ProgressArg,
     /// Say more on standard error; twice for debugging
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressArg {
+    /// bars on a terminal, else nothing
+    Auto,
+    /// bars that are redrawn, with bytes, rate and time left
+    Bars,
+    /// a line when a stage or layer begins or ends
+    Plain,
+    /// one JSON object per line, for programs (docs/json.md), and nothing else
+    Json,
+    /// nothing
+    None,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,6 +4,7 @@
 mod args;
 mod commands;
 mod host;
+mod interrupt;
 mod output;
 mod progress;
 mod repo;
@@ -11,12 +12,13 @@ mod tools;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory as _, FromArgMatches as _};
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, Command};
 use crate::commands::Context;
 use crate::output::Style;
+use crate::progress::{Channel, Ending};
 
 /// What a command found, which decides the exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +33,10 @@ fn main() -> ExitCode {
     if let Some(status) = tools::by_name(std::env::args_os()) {
         return status;
     }
-    let cli = Cli::parse();
-    log_to_stderr(cli.global.verbose);
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let channel = Channel::new(cli.global.progress);
+    log_to_stderr(cli.global.verbose, &channel);
     let style = if cli.global.json {
         Style::Json
     } else {
@@ -41,16 +45,22 @@ fn main() -> ExitCode {
     let context = Context {
         repo: repo::choose(cli.global.repo),
         style,
+        channel,
     };
-    match run(&context, cli.command) {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Findings) => ExitCode::FAILURE,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("composefs-store: {}", sentence(&error));
-            ExitCode::FAILURE
-        }
-    }
+    context
+        .channel
+        .begin(matches.subcommand_name().unwrap_or_default());
+    let (ending, error) = match run(&context, cli.command) {
+        Ok(Outcome::Done) => (Ending::Done, None),
+        Ok(Outcome::Findings) => (Ending::Findings, None),
+        Err(error) if is_broken_pipe(&error) => (Ending::Done, None),
+        Err(error) if interrupt::is_cause(&error) => (Ending::Interrupted, Some(error)),
+        Err(error) => (Ending::Failed, Some(error)),
+    };
+    context
+        .channel
+        .end(ending, error.as_ref().map(sentence).as_deref());
+    ExitCode::from(ending.status())
 }
 
 fn run(context: &Context, command: Command) -> anyhow::Result<Outcome> {
@@ -75,19 +85,22 @@ fn run(context: &Context, command: Command) -> anyhow::Result<Outcome> {
 }
 
 /// Warnings by default, more with `-v`; `RUST_LOG` overrides both.
-fn log_to_stderr(verbose: u8) {
+fn log_to_stderr(verbose: u8, channel: &Channel) {
     let level = match verbose {
         0 => "warn",
         1 => "info",
         _ => "debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
         .without_time()
-        .with_target(false)
-        .init();
+        .with_target(false);
+    if channel.is_json() {
+        log.with_ansi(false).with_writer(|| progress::Log).init();
+    } else {
+        log.with_writer(std::io::stderr).init();
+    }
 }
 
 /// An error with its causes, as far as they say more than the message above them: some errors of the
@@ -113,8 +126,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

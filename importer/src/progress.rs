@@ -51,13 +51,13 @@ pub enum Event<'a> {
         /// Its index in [`Event::Layers`].
         layer: usize,
     },
-    /// More of a layer was read, since the event before.
+    /// More of a layer was read. Both counts only grow.
     LayerAdvanced {
         /// Its index.
         layer: usize,
-        /// Bytes of the uncompressed tar.
+        /// Bytes of the uncompressed tar so far.
         bytes: u64,
-        /// Files with content.
+        /// Files with content so far.
         files: u64,
     },
     /// A layer is verified, or was there already.

@@ -697,8 +697,8 @@ fn progress_adds_up_to_the_layers() {
         } = event
         {
             let seen = &mut seen.lock().unwrap()[*layer];
-            seen.0 += bytes;
-            seen.1 += files;
+            assert!(*bytes >= seen.0 && *files >= seen.1);
+            *seen = (*bytes, *files);
         }
     };
     let image = from_storage(&store.image()).unwrap();

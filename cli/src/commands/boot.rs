@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::Context;
 use crate::args::{Boot, BootFind, BootKarg, BootPrepare, FormatArg, VerityArg, XattrsArg};
 use crate::output::count;
-use crate::progress::short;
+use crate::progress::{Level, short};
 use crate::{Outcome, repo};
 
 pub(crate) fn boot(context: &Context, args: &Boot) -> anyhow::Result<Outcome> {
@@ -188,16 +188,18 @@ fn find(context: &Context, args: &BootFind) -> anyhow::Result<Outcome> {
         )
     })?;
     for (manifest, error) in &search.unfit {
-        eprintln!("composefs-store: {manifest} was left out: {error}");
+        let text = format!("{manifest} was left out: {error}");
+        context.channel.tell(Level::Note, &text);
     }
     if report.found.is_some() {
         return Ok(Outcome::Done);
     }
-    eprintln!(
-        "composefs-store: no image has the boot image {digest}; tried {} of {}",
+    let text = format!(
+        "no image has the boot image {digest}; tried {} of {}",
         count(search.tried as u64, "boot image"),
         count(images.len() as u64, "image"),
     );
+    context.channel.tell(Level::Note, &text);
     Ok(Outcome::Findings)
 }
 

@@ -5,7 +5,6 @@ use gc::{FsckOptions, fsck as check};
 use super::Context;
 use crate::args::Fsck;
 use crate::output::count;
-use crate::progress::Phases;
 use crate::{Outcome, repo};
 
 pub(crate) fn fsck(context: &Context, args: &Fsck) -> anyhow::Result<Outcome> {
@@ -14,8 +13,8 @@ pub(crate) fn fsck(context: &Context, args: &Fsck) -> anyhow::Result<Outcome> {
     if let Some(jobs) = args.jobs {
         options.jobs = jobs.into();
     }
-    let progress = Phases::on_terminal();
-    let report = check(&repository, options, &progress)?;
+    let progress = context.channel.phases();
+    let report = check(&repository, options, progress.as_ref())?;
     drop(progress);
     context.style.print(&report, |out| {
         for finding in &report.findings {

@@ -11,7 +11,7 @@ use super::Context;
 use crate::args::{Gc, Roots};
 use crate::host::Host;
 use crate::output::{count, size, table};
-use crate::progress::Phases;
+use crate::progress::{Channel, Level};
 use crate::{Outcome, repo};
 
 #[derive(Serialize)]
@@ -23,14 +23,14 @@ struct Report {
 
 pub(crate) fn gc(context: &Context, args: &Gc) -> anyhow::Result<Outcome> {
     let mut repository = repo::open(&context.repo)?;
-    let progress = Phases::on_terminal();
+    let progress = context.channel.phases();
     let mut host = Host::new(&args.host)?;
-    let plan = gc::plan(&repository, &mut host, &progress)?;
+    let plan = gc::plan(&repository, &mut host, progress.as_ref())?;
     let report = if args.dry_run {
         Report { plan, swept: None }
     } else {
-        let prepared = gc::prepare(&mut repository, plan, Wait::Block, &mut host, &progress)?;
-        let (plan, swept) = prepared.execute(&mut host, &progress)?;
+        let prepared = gc::prepare(&mut repository, plan, Wait::Block, &mut host, progress.as_ref())?;
+        let (plan, swept) = prepared.execute(&mut host, progress.as_ref())?;
         Report {
             plan,
             swept: Some(swept),
@@ -41,7 +41,7 @@ pub(crate) fn gc(context: &Context, args: &Gc) -> anyhow::Result<Outcome> {
         Some(swept) => print_swept(swept, out),
         None => print_plan(&report.plan, out),
     })?;
-    Ok(outcome(&report.plan.problems))
+    Ok(outcome(&report.plan.problems, &context.channel))
 }
 
 pub(crate) fn roots(context: &Context, args: &Roots) -> anyhow::Result<Outcome> {
@@ -51,12 +51,13 @@ pub(crate) fn roots(context: &Context, args: &Roots) -> anyhow::Result<Outcome> 
     context
         .style
         .print(&report, |out| print_roots(&report.roots, out))?;
-    Ok(outcome(&report.problems))
+    Ok(outcome(&report.problems, &context.channel))
 }
 
-fn outcome(problems: &[Problem]) -> Outcome {
+fn outcome(problems: &[Problem], channel: &Channel) -> Outcome {
     for problem in problems {
-        eprintln!("composefs-store: kept everything in doubt: {problem}");
+        let text = format!("kept everything in doubt: {problem}");
+        channel.tell(Level::Note, &text);
     }
     if problems.is_empty() {
         Outcome::Done

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::Context;
 use crate::args;
 use crate::output::{count, table};
-use crate::progress::short;
+use crate::progress::{Level, short};
 use crate::{Outcome, repo};
 
 /// An image as `images --json` lists it.
@@ -69,10 +69,8 @@ pub(crate) fn images(context: &Context) -> anyhow::Result<Outcome> {
         table(out, ["NAME", "IMAGE ID", "LAYERS", "PUBLISHED"], &rows)
     })?;
     for image in &report.damaged {
-        eprintln!(
-            "composefs-store: image {} is damaged: {}",
-            image.manifest, image.error
-        );
+        let text = format!("image {} is damaged: {}", image.manifest, image.error);
+        context.channel.tell(Level::Note, &text);
     }
     Ok(if report.damaged.is_empty() {
         Outcome::Done
@@ -153,7 +151,8 @@ pub(crate) fn untag(context: &Context, args: &args::Untag) -> anyhow::Result<Out
         return Ok(Outcome::Done);
     }
     for name in &report.missing {
-        eprintln!("composefs-store: there is no tag {name}; composefs-store images lists them");
+        let text = format!("there is no tag {name}; composefs-store images lists them");
+        context.channel.tell(Level::Note, &text);
     }
     Ok(Outcome::Findings)
 }

@@ -6,16 +6,15 @@ use std::num::NonZeroUsize;
 use anyhow::{Context as _, bail};
 use containers_storage::{OpenOptions, Storage, rootless};
 use importer::source::from_storage;
-use importer::{
-    Cancel, Counts, ImportOptions, ImportReport, LayerOutcome, Progress, Quiet, Tally, import_image,
-};
+use importer::{Counts, ImportOptions, ImportReport, LayerOutcome, Tally, Times, import_image};
 use repository::{CopyPolicy, Repository, Tag, oci};
 use serde::Serialize;
 
 use super::{Context, publish};
 use crate::args::Import;
+use crate::interrupt::Interrupt;
 use crate::output::{Style, count, size};
-use crate::progress::{Bars, short};
+use crate::progress::{Channel, Level, short};
 use crate::{Outcome, repo};
 
 #[derive(Serialize)]
@@ -31,21 +30,33 @@ pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome
     if rootless::is_needed() {
         rootless::reexecute().context("cannot read the layers of a user's podman")?;
     }
+    let interrupt = Interrupt::watch(&context.channel)?;
     let repository = repo::open(&context.repo)?;
     let storage = Storage::open(&OpenOptions {
         root: args.storage_root.clone(),
         conf: None,
     })?;
-    let cancel = cancel_on_interrupt()?;
     let mut report = Report {
         imported: Vec::new(),
         published: Vec::new(),
     };
-    for name in &args.images {
-        let imported = import_one(&repository, &storage, name, args, &cancel)
-            .with_context(|| format!("cannot import {name}"))?;
+    for (index, name) in args.images.iter().enumerate() {
+        context.channel.image(name, index, args.images.len());
+        let imported = import_one(
+            &repository,
+            &storage,
+            name,
+            args,
+            &interrupt,
+            &context.channel,
+        )
+        .with_context(|| format!("cannot import {name}"))?;
+        context.channel.imported(&imported);
         if context.style == Style::Text {
             print(&imported)?;
+        }
+        for warning in &imported.warnings {
+            context.channel.tell(Level::Warning, &warning.to_string());
         }
         if args.publish {
             let manifest = imported.manifest.to_string();
@@ -55,6 +66,7 @@ pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome
             if context.style == Style::Text {
                 publish::print(&published, &mut io::stdout().lock())?;
             }
+            publish::tell(&published, &context.channel);
             report.published.push(published);
         }
         report.imported.push(imported);
@@ -70,7 +82,8 @@ fn import_one(
     storage: &Storage,
     name: &str,
     args: &Import,
-    cancel: &Cancel,
+    interrupt: &Interrupt,
+    channel: &Channel,
 ) -> anyhow::Result<ImportReport> {
     let image = storage.find_image(name)?;
     let names = if args.tag.is_empty() {
@@ -89,30 +102,11 @@ fn import_one(
         },
         jobs: args.jobs.and_then(|jobs| NonZeroUsize::new(jobs.into())),
         tags: names.iter().map(Tag::new).collect::<Result<_, _>>()?,
-        cancel: cancel.clone(),
-    };
-    let bars = Bars::on_terminal();
-    let progress: &dyn Progress = match &bars {
-        Some(bars) => bars,
-        None => &Quiet,
+        cancel: interrupt.cancel.clone(),
     };
     let image = from_storage(&image)?;
-    Ok(import_image(repository, &image, &options, progress)?)
-}
-
-/// The first interrupt asks the import to stop, which takes back what it staged; the second ends the
-/// process at once, and the next gc takes it back.
-fn cancel_on_interrupt() -> anyhow::Result<Cancel> {
-    let cancel = Cancel::new();
-    let flag = cancel.clone();
-    ctrlc::set_handler(move || {
-        if flag.is_cancelled() {
-            std::process::exit(130);
-        }
-        flag.cancel();
-    })
-    .context("cannot watch for interrupts")?;
-    Ok(cancel)
+    let progress = channel.import();
+    Ok(interrupt.at_work(|| import_image(repository, &image, &options, progress.as_ref()))?)
 }
 
 fn print(report: &ImportReport) -> io::Result<()> {
@@ -160,8 +154,18 @@ fn print(report: &ImportReport) -> io::Result<()> {
     for rootfs in &report.rootfs {
         writeln!(out, "  rootfs     {rootfs}")?;
     }
-    for warning in &report.warnings {
-        eprintln!("composefs-store: warning: {warning}");
-    }
-    Ok(())
+    let Times {
+        check,
+        layers,
+        rootfs,
+        publish,
+    } = report.times;
+    writeln!(
+        out,
+        "  time       check {:.2} s, layers {:.2} s, rootfs {:.2} s, publish {:.2} s",
+        check.as_secs_f64(),
+        layers.as_secs_f64(),
+        rootfs.as_secs_f64(),
+        publish.as_secs_f64(),
+    )
 }

@@ -13,6 +13,7 @@ pub(crate) mod upgrade_format;
 use std::path::PathBuf;
 
 use crate::output::Style;
+use crate::progress::Channel;
 
 /// What every command knows.
 pub(crate) struct Context {
@@ -20,4 +21,6 @@ pub(crate) struct Context {
     pub(crate) repo: PathBuf,
     /// How to print the result.
     pub(crate) style: Style,
+    /// How to tell everything else.
+    pub(crate) channel: Channel,
 }

@@ -15,13 +15,14 @@ use super::Context;
 use crate::args::{LayoutArg, LayoutArgs, Publish, Unpublish};
 use crate::host::stores;
 use crate::output::count;
-use crate::progress::short;
+use crate::progress::{Channel, Level, short};
 use crate::{Outcome, repo};
 
 pub(crate) fn publish(context: &Context, args: &Publish) -> anyhow::Result<Outcome> {
     let repository = repo::open(&context.repo)?;
     let mut reports = Vec::new();
-    for name in &args.images {
+    for (index, name) in args.images.iter().enumerate() {
+        context.channel.image(name, index, args.images.len());
         let image = oci::find(&repository, name)?;
         reports.push(
             publish_one(&repository, &image, &args.layout)
@@ -31,6 +32,9 @@ pub(crate) fn publish(context: &Context, args: &Publish) -> anyhow::Result<Outco
     context.style.print(&reports, |out| {
         reports.iter().try_for_each(|report| print(report, out))
     })?;
+    for report in &reports {
+        tell(report, &context.channel);
+    }
     Ok(Outcome::Done)
 }
 
@@ -62,7 +66,7 @@ pub(crate) fn podman_conf(file: Option<&Path>) -> anyhow::Result<StorageConf> {
     StorageConf::discover(&environment).context("cannot read podman's storage configuration")
 }
 
-/// What was published, and on standard error what the user should know.
+/// What was published.
 pub(crate) fn print(report: &PublishReport, out: &mut dyn Write) -> io::Result<()> {
     let new = report
         .layers
@@ -78,11 +82,14 @@ pub(crate) fn print(report: &PublishReport, out: &mut dyn Write) -> io::Result<(
         new,
         count(report.layers.len() as u64, "layer"),
         report.view.display()
-    )?;
+    )
+}
+
+/// What the user should know about it.
+pub(crate) fn tell(report: &PublishReport, channel: &Channel) {
     for note in &report.notes {
-        eprintln!("composefs-store: note: {note}");
+        channel.tell(Level::Note, &format!("note: {note}"));
     }
-    Ok(())
 }
 
 pub(crate) fn unpublish(context: &Context, args: &Unpublish) -> anyhow::Result<Outcome> {

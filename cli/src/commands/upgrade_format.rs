@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::Context;
 use crate::args::{FormatsArg, UpgradeFormat};
 use crate::output::count;
+use crate::progress::Level;
 use crate::{Outcome, repo};
 
 #[derive(Serialize)]
@@ -82,7 +83,8 @@ pub(crate) fn upgrade_format(context: &Context, args: &UpgradeFormat) -> anyhow:
         ),
     })?;
     for (manifest, error) in &unfit {
-        eprintln!("composefs-store: {manifest} was left out: {error}");
+        let text = format!("{manifest} was left out: {error}");
+        context.channel.tell(Level::Note, &text);
     }
     Ok(Outcome::Done)
 }

@@ -78,6 +78,7 @@ pub(crate) fn import<'l>(
             progress,
             bytes: 0,
             files: 0,
+            told: 0,
         },
     };
     let imported = match &source.content {
@@ -529,12 +530,14 @@ struct Meter<'a> {
     progress: &'a dyn Progress,
     bytes: u64,
     files: u64,
+    /// The bytes that were told last.
+    told: u64,
 }
 
 impl Meter<'_> {
     fn bytes(&mut self, bytes: u64) {
         self.bytes += bytes;
-        if self.bytes >= ADVANCE {
+        if self.bytes - self.told >= ADVANCE {
             self.tell();
         }
     }
@@ -544,16 +547,11 @@ impl Meter<'_> {
     }
 
     fn tell(&mut self) {
-        let (bytes, files) = (
-            std::mem::take(&mut self.bytes),
-            std::mem::take(&mut self.files),
-        );
-        if bytes > 0 || files > 0 {
-            self.progress.event(&Event::LayerAdvanced {
-                layer: self.layer,
-                bytes,
-                files,
-            });
-        }
+        self.told = self.bytes;
+        self.progress.event(&Event::LayerAdvanced {
+            layer: self.layer,
+            bytes: self.bytes,
+            files: self.files,
+        });
     }
 }
