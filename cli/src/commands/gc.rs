@@ -29,7 +29,13 @@ pub(crate) fn gc(context: &Context, args: &Gc) -> anyhow::Result<Outcome> {
     let report = if args.dry_run {
         Report { plan, swept: None }
     } else {
-        let prepared = gc::prepare(&mut repository, plan, Wait::Block, &mut host, progress.as_ref())?;
+        let prepared = gc::prepare(
+            &mut repository,
+            plan,
+            Wait::Block,
+            &mut host,
+            progress.as_ref(),
+        )?;
         let (plan, swept) = prepared.execute(&mut host, progress.as_ref())?;
         Report {
             plan,

@@ -138,8 +138,7 @@ fn user_imports_from_their_own_podman(release: Release) -> Result<()> {
     let source = format!("oci:{}:latest", scene.fixture.layout().display());
     crate::peers::cfsctl_ok(&theirs, &["oci", "pull", &source, IMAGE])?;
     let expected = crate::peers::cfsctl_json(&theirs, &["oci", "inspect", IMAGE])?;
-    let ours: Value =
-        serde_json::from_slice(&scene.cfsctl(&["oci", "inspect", IMAGE])?.stdout)?;
+    let ours: Value = serde_json::from_slice(&scene.cfsctl(&["oci", "inspect", IMAGE])?.stdout)?;
     for key in ["manifest", "config", "composefs_erofs"] {
         assert_eq!(ours[key], expected[key], "{key}");
     }
