@@ -1,6 +1,7 @@
 //! How digests and errors look in JSON.
 
 use std::fmt::Display;
+use std::path::PathBuf;
 
 use serde::Serializer;
 
@@ -15,4 +16,17 @@ pub(crate) fn path<S: Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&value.display())
+}
+
+/// A list of what [`text`] shows one of.
+pub(crate) fn texts<T: Display, S: Serializer>(
+    values: &[T],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(ToString::to_string))
+}
+
+/// A list of paths.
+pub(crate) fn paths<S: Serializer>(values: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(|path| path.display().to_string()))
 }

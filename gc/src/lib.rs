@@ -15,6 +15,7 @@
 //! [`fsck()`] looks for damage instead, and changes nothing.
 #![forbid(unsafe_code)]
 
+pub mod boot;
 mod error;
 mod execute;
 pub mod fsck;
@@ -26,6 +27,8 @@ mod mark;
 mod plan;
 mod progress;
 mod roots;
+#[cfg(any(test, feature = "simulate"))]
+pub mod simulate;
 
 pub use error::{Error, Result};
 pub use execute::{Prepared, Swept, prepare};
