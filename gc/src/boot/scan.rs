@@ -175,7 +175,7 @@ impl Scan {
             UkiName::Malformed | UkiName::Foreign => Doubt::Everything,
         };
         let mut images = Vec::new();
-        let directory = path.with_added_extension("extra.d");
+        let directory = PathBuf::from(format!("{}.extra.d", path.display()));
         let addons = place.list(&directory).unwrap_or_default();
         let addons = addons
             .into_iter()
