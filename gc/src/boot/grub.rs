@@ -245,11 +245,12 @@ mod tests {
              source ${config_directory}/efiuuid.cfg\nfi\n"
             .to_owned();
         for id in ids {
-            text += &format!(
+            let entry = format!(
                 "menuentry \"Example 42: ({id})\" {{\ninsmod fat\ninsmod chain\n\
                  search --no-floppy --set=root --fs-uuid \"${{EFI_PART_UUID}}\"\n\
                  chainloader /EFI/Linux/bootc/bootc_composefs-{id}.efi\n}}\n"
             );
+            text.push_str(&entry);
         }
         text
     }
