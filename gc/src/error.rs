@@ -1,5 +1,6 @@
 //! The errors of a collection.
 
+use crate::boot::PruneError;
 use crate::host::HostError;
 
 /// What can go wrong with a collection.
@@ -9,6 +10,9 @@ pub enum Error {
     /// The repository can't be read or changed.
     #[error(transparent)]
     Repository(#[from] repository::Error),
+    /// Files of an interrupted deployment can't be removed.
+    #[error(transparent)]
+    Orphan(#[from] PruneError),
     /// The caller can't remove published layers.
     #[error("cannot remove published layers that nobody uses")]
     Layers(#[source] HostError),

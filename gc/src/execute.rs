@@ -6,6 +6,7 @@
 use repository::{Category, Exclusive, Repository, Wait};
 use serde::Serialize;
 
+use crate::boot;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::plan::{Plan, plan_with};
@@ -23,6 +24,8 @@ pub struct Prepared<'r> {
 /// What a sweep has removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Swept {
+    /// Files and directories of interrupted deployments.
+    pub orphans: u64,
     /// Published layers.
     pub layers: u64,
     /// Refs, tags among them.
@@ -98,6 +101,7 @@ impl Prepared<'_> {
             swept.layers = self.plan.layers.len() as u64;
         }
         self.make_tags()?;
+        swept.orphans = boot::prune(&self.plan.orphans)?;
         self.remove_names(&mut swept, progress)?;
         self.remove_contents(&mut swept, progress)?;
         Ok((self.plan, swept))

@@ -3,6 +3,7 @@
 use repository::{Repository, StreamName, Tag};
 use serde::Serialize;
 
+use crate::boot::Orphan;
 use crate::plan::RemoveReason;
 use crate::roots::{Problem, RefId, Root};
 
@@ -23,6 +24,8 @@ pub struct Known {
     pub missing_tags: Vec<MissingTag>,
     /// Published layers that are to go.
     pub unused_layers: Vec<UnusedLayer>,
+    /// Files of interrupted deployments that are to go.
+    pub orphans: Vec<Orphan>,
 }
 
 impl Known {
@@ -33,6 +36,7 @@ impl Known {
         self.given_up.extend(other.given_up);
         self.missing_tags.extend(other.missing_tags);
         self.unused_layers.extend(other.unused_layers);
+        self.orphans.extend(other.orphans);
     }
 }
 

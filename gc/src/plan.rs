@@ -8,6 +8,7 @@ use repository::list::{Foreign, StagingOwner, StreamLink};
 use repository::{Repository, Result, StreamName};
 use serde::Serialize;
 
+use crate::boot::Orphan;
 use crate::graph::{Graph, Node, Unknown};
 use crate::host::{Host, Known, MissingTag, UnusedLayer};
 use crate::json;
@@ -35,6 +36,8 @@ pub struct Plan {
     pub layers: Vec<UnusedLayer>,
     /// Tags that are made first.
     pub missing_tags: Vec<MissingTag>,
+    /// Files of interrupted deployments, which go before anything in the repository does.
+    pub orphans: Vec<Orphan>,
     /// The refs, tags among them.
     pub refs: Vec<RefItem>,
     /// The links in `streams/`.
@@ -227,6 +230,7 @@ pub(crate) fn plan_with(
             .collect(),
         layers,
         missing_tags,
+        orphans: known.orphans.clone(),
         streams,
         images,
         objects,
@@ -253,6 +257,7 @@ impl Plan {
         Ok(known.roots == self.known.roots
             && known.problems == self.known.problems
             && known.missing_tags == self.known.missing_tags
+            && known.orphans == self.known.orphans
             && kept(found.refs) == mine.collect::<Vec<_>>()
             && streams.entries.len() == self.streams.len()
             && images.entries.len() == self.images.len()

@@ -32,6 +32,7 @@ const MAX_IMG_INFO: u64 = 32 << 20;
 /// [`BootState::problems`].
 pub fn find(sources: &Sources) -> BootState {
     let mut finder = Finder::default();
+    finder.state.sysroot.clone_from(&sources.sysroot);
     match UntrustedDir::open(&sources.sysroot) {
         Ok(Some(sysroot)) => finder.look(sysroot, sources),
         Ok(None) => finder.problem(&sources.sysroot, Fault::NoSysroot, Doubt::Everything),
@@ -54,6 +55,8 @@ struct Candidate {
 #[derive(Default)]
 struct Finder {
     state: BootState,
+    /// The sysroot, and the boot filesystems.
+    places: Vec<UntrustedDir>,
     /// Of each boot filesystem, with the index of its place.
     scans: Vec<(usize, Scan)>,
     candidates: Vec<Candidate>,
@@ -72,10 +75,10 @@ impl Finder {
 
     fn look(&mut self, sysroot: UntrustedDir, sources: &Sources) {
         self.boot_filesystems(&sysroot, sources);
-        self.state.places.insert(0, sysroot);
-        let indices: Vec<usize> = (1..self.state.places.len()).collect();
+        self.places.insert(0, sysroot);
+        let indices: Vec<usize> = (1..self.places.len()).collect();
         for index in indices {
-            let mut scan = scan::scan(&self.state.places[index]);
+            let mut scan = scan::scan(&self.places[index]);
             self.state.problems.append(&mut scan.problems);
             self.scans.push((index, scan));
         }
@@ -85,7 +88,7 @@ impl Finder {
         self.state_directories();
         let staged = self.staged(sources);
         self.running(sources);
-        self.conclude(staged, sources);
+        self.conclude(staged);
     }
 
     /// Opens the boot filesystems, each once.
@@ -106,7 +109,7 @@ impl Finder {
             });
             match identified {
                 Ok(Some((identity, place))) if seen.insert(identity) => {
-                    self.state.places.push(place);
+                    self.places.push(place);
                 }
                 Ok(_) => {}
                 Err(fault) => problems.push((path, fault)),
@@ -125,7 +128,7 @@ impl Finder {
             }
         }
         for (place, relative, stage, entry) in entries {
-            let path = self.state.places[place].join(&relative);
+            let path = self.places[place].join(&relative);
             let images = self.bls_images(&path, stage, &entry);
             // What is staged belongs to bootc, whatever it is.
             if images.is_empty() && stage == Stage::Active {
@@ -246,7 +249,7 @@ impl Finder {
         let mut faults = Vec::new();
         let mut images = Vec::new();
         for (place, _) in &self.scans {
-            let place = &self.state.places[*place];
+            let place = &self.places[*place];
             match place.file(&path) {
                 Ok(None) => continue,
                 Ok(Some(_)) => exists = true,
@@ -280,7 +283,7 @@ impl Finder {
             }
         }
         for (place, relative, stage, menu) in menus {
-            let path = self.state.places[place].join(&relative);
+            let path = self.places[place].join(&relative);
             let candidate = |images| Candidate {
                 entry: Entry {
                     path: path.clone(),
@@ -334,7 +337,7 @@ impl Finder {
                 }
                 self.candidates.push(Candidate {
                     entry: Entry {
-                        path: self.state.places[*place].join(&uki.path),
+                        path: self.places[*place].join(&uki.path),
                         kind: EntryKind::Uki,
                         images,
                     },
@@ -350,8 +353,8 @@ impl Finder {
     }
 
     fn state_directories(&mut self) {
-        let listed = self.state.places[0].list(STATE);
-        let directory = self.state.places[0].join(STATE);
+        let listed = self.places[0].list(STATE);
+        let directory = self.places[0].join(STATE);
         let names = match listed {
             Ok(names) => names,
             Err(fault) => return self.problem(&directory, fault.into(), Doubt::Everything),
@@ -381,7 +384,7 @@ impl Finder {
         let relative = Path::new(STATE).join(id.to_hex());
         let file = |suffix: &str| format!("{id}.{suffix}");
         let origin_path = directory.join(file("origin"));
-        let sysroot = &self.state.places[0];
+        let sysroot = &self.places[0];
         let origin = match sysroot.read(relative.join(file("origin")), MAX_ORIGIN) {
             Ok(Some(text)) => origin::parse(&text).map_err(|e| Fault::Unreadable(e.to_string())),
             Ok(None) => Err(Fault::NoOrigin),
@@ -468,7 +471,7 @@ impl Finder {
         self.state.entries.push(Entry { path, kind, images });
     }
 
-    fn conclude(&mut self, staged: bool, sources: &Sources) {
+    fn conclude(&mut self, staged: bool) {
         self.candidates.sort_by(menu_order);
         let (live, stale): (Vec<_>, Vec<_>) = std::mem::take(&mut self.candidates)
             .into_iter()
@@ -481,7 +484,7 @@ impl Finder {
         let entries = entries.filter(|entry| !entry.images.is_empty());
         self.state.entries.extend(entries);
         self.deployments();
-        self.check_entries(sources);
+        self.check_entries();
         self.orphans(stale);
     }
 
@@ -548,7 +551,7 @@ impl Finder {
     }
 
     /// Entries and state directories that don't fit each other.
-    fn check_entries(&mut self, sources: &Sources) {
+    fn check_entries(&mut self) {
         let mut problems = Vec::new();
         let active: BTreeSet<VerityDigest> = self
             .state
@@ -586,7 +589,7 @@ impl Finder {
             }
         }
         if active.is_empty() && !self.states.is_empty() {
-            let path = sources.sysroot.clone();
+            let path = self.state.sysroot.clone();
             problems.push((path, Fault::NoEntries, Doubt::Everything));
         }
         for (path, fault, doubt) in problems {
@@ -596,7 +599,8 @@ impl Finder {
 
     /// What no entry names.
     fn orphans(&mut self, stale: Vec<Candidate>) {
-        let places = &self.state.places;
+        let places = &self.places;
+        let sysroot = &self.state.sysroot;
         let mut orphans: Vec<Orphan> = Vec::new();
         let mut orphan = |kind, place: usize, relative: &Path, images: Vec<VerityDigest>| {
             let path = places[place].join(relative);
@@ -608,7 +612,8 @@ impl Finder {
                     path,
                     images,
                     source: None,
-                    place,
+                    sysroot: sysroot.clone(),
+                    place: places[place].place().clone(),
                     relative: relative.to_owned(),
                 }),
             }
@@ -654,7 +659,8 @@ impl Finder {
                 path: state.path.clone(),
                 images: vec![*id],
                 source: Some(state.source.clone()),
-                place: 0,
+                sysroot: sysroot.clone(),
+                place: places[0].place().clone(),
                 relative: relative.clone(),
             });
         }

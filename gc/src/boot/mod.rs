@@ -6,6 +6,8 @@
 //! only, runs nothing, and never asks a registry. All of it is untrusted: sizes are bounded, and no
 //! symbolic link leads out of the directory that was named.
 //!
+//! [`known`] says what that keeps in a repository.
+//!
 //! Nothing is concluded from what is absent. Whatever any entry, state directory or record names is a
 //! root, whether or not the rest of it is there; what can't be read is a [`Problem`], and says how far
 //! the doubt reaches ([`Doubt`]).
@@ -18,7 +20,9 @@ mod artifact;
 mod bls;
 mod find;
 mod grub;
+mod known;
 mod origin;
+mod prune;
 mod records;
 mod scan;
 mod tree;
@@ -35,6 +39,9 @@ use crate::json;
 pub use crate::roots::Doubt;
 
 pub use find::find;
+pub use known::{Orphans, bootc_tag, check, known};
+pub use prune::PruneError;
+pub(crate) use prune::prune;
 
 /// Where the physical root filesystem is mounted on a running host.
 const SYSROOT: &str = "/sysroot";
@@ -121,8 +128,9 @@ pub struct BootState {
     pub orphans: Vec<Orphan>,
     /// What can't be understood.
     pub problems: Vec<Problem>,
+    /// The directory that was looked at.
     #[serde(skip)]
-    places: Vec<tree::UntrustedDir>,
+    sysroot: PathBuf,
 }
 
 /// Something that boots an image, or says that it is running or staged.
@@ -254,10 +262,13 @@ pub struct Orphan {
     /// Which image was deployed, if it is a state directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
-    /// The index of the directory in [`BootState::places`].
+    /// The sysroot.
     #[serde(skip)]
-    place: usize,
-    /// The path below that directory.
+    sysroot: PathBuf,
+    /// The filesystem that it is on.
+    #[serde(skip)]
+    place: tree::Place,
+    /// The path below that filesystem.
     #[serde(skip)]
     relative: PathBuf,
 }

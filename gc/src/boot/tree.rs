@@ -20,7 +20,28 @@ const MAX_ENTRIES: usize = 65536;
 #[derive(Debug)]
 pub(crate) struct UntrustedDir {
     fd: OwnedFd,
-    path: PathBuf,
+    place: Place,
+}
+
+/// Where an [`UntrustedDir`] is, to open it again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// A trusted path.
+    base: PathBuf,
+    /// Directories below it, each of them the root of the next.
+    below: Vec<PathBuf>,
+}
+
+impl Place {
+    /// Opens it; `None` if it is gone.
+    pub(crate) fn open(&self) -> Result<Option<UntrustedDir>> {
+        let mut dir = UntrustedDir::open(&self.base)?;
+        for below in &self.below {
+            let Some(parent) = dir else { return Ok(None) };
+            dir = parent.sub(below)?;
+        }
+        Ok(dir)
+    }
 }
 
 /// Why something below the directory can't be read.
@@ -51,7 +72,10 @@ impl UntrustedDir {
         match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(fd) => Ok(Some(Self {
                 fd,
-                path: path.to_owned(),
+                place: Place {
+                    base: path.to_owned(),
+                    below: Vec::new(),
+                },
             })),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error.into()),
@@ -62,15 +86,28 @@ impl UntrustedDir {
     pub(crate) fn sub(&self, relative: impl AsRef<Path>) -> Result<Option<Self>> {
         let relative = relative.as_ref();
         let fd = self.open_at(relative, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        Ok(fd.map(|fd| Self {
-            fd,
-            path: self.path.join(relative),
+        Ok(fd.map(|fd| {
+            let mut place = self.place.clone();
+            place.below.push(relative.to_owned());
+            Self { fd, place }
         }))
+    }
+
+    /// Where it is.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The open directory.
+    pub(crate) fn fd(&self) -> &OwnedFd {
+        &self.fd
     }
 
     /// The path of something below it.
     pub(crate) fn join(&self, relative: impl AsRef<Path>) -> PathBuf {
-        self.path.join(relative)
+        let below = self.place.below.iter();
+        let path = below.fold(self.place.base.clone(), |path, below| path.join(below));
+        path.join(relative)
     }
 
     /// Device and inode.
