@@ -352,6 +352,12 @@ pub(crate) struct Gc {
     /// Print what would go, and why, and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Remove what interrupted deployments have left and no boot entry names
+    ///
+    /// Without it such files stay, with everything that they need, and are reported. Nothing of the kind
+    /// is removed while any boot entry cannot be read.
+    #[arg(long)]
+    pub(crate) prune_orphans: bool,
     #[command(flatten)]
     pub(crate) host: HostArgs,
 }
@@ -366,6 +372,13 @@ pub(crate) struct HostArgs {
     /// The graph root of another podman whose containers may use published layers; it is remembered
     #[arg(long, value_name = "DIR")]
     pub(crate) podman_root: Vec<PathBuf>,
+    /// The root filesystem with the deployments that boot from the repository [default: /sysroot, if the
+    /// repository is the one in it]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) sysroot: Option<PathBuf>,
+    /// Where /boot or the EFI system partition is mounted, beside boot, boot/efi and efi in the sysroot
+    #[arg(long, value_name = "DIR")]
+    pub(crate) boot: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]

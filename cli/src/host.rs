@@ -1,6 +1,9 @@
 //! The host as a collection sees it: what its podmans, and whoever else is asked, need of a repository.
 
+use std::path::PathBuf;
+
 use containers_storage::{Environment, StorageConf};
+use gc::boot::{Orphans, Sources};
 use gc::{
     Doubt, GivenUp, Known, Need, Owner, OwnerKind, Problem, RefId, RemoveReason, Root, UnusedLayer,
 };
@@ -14,13 +17,32 @@ use crate::progress::short;
 /// Where to look.
 pub(crate) struct Host {
     stores: Stores,
+    sysroot: Option<PathBuf>,
+    boot: Vec<PathBuf>,
+    orphans: Orphans,
 }
 
 impl Host {
-    pub(crate) fn new(args: &HostArgs) -> anyhow::Result<Self> {
+    pub(crate) fn new(args: &HostArgs, orphans: Orphans) -> anyhow::Result<Self> {
         Ok(Self {
             stores: stores(args)?,
+            sysroot: args.sysroot.clone(),
+            boot: args.boot.clone(),
+            orphans,
         })
+    }
+
+    /// What boots from the repository.
+    fn deployments(&self, repository: &Repository) -> Known {
+        let sources = match &self.sysroot {
+            Some(sysroot) => Some(Sources::at(sysroot)),
+            None => Sources::of(repository),
+        };
+        let Some(mut sources) = sources else {
+            return Known::default();
+        };
+        sources.boot.extend_from_slice(&self.boot);
+        gc::boot::look(repository, &sources, self.orphans)
     }
 }
 
@@ -37,7 +59,9 @@ pub(crate) fn stores(args: &HostArgs) -> anyhow::Result<Stores> {
 
 impl gc::Host for Host {
     fn known(&mut self, repository: &Repository) -> Known {
-        podman(repository, &self.stores)
+        let mut known = self.deployments(repository);
+        known.extend(podman(repository, &self.stores));
+        known
     }
 
     fn remove_layers(
@@ -99,8 +123,8 @@ fn podman(repository: &Repository, stores: &Stores) -> Known {
         roots: claims.claims.into_iter().map(root).collect(),
         problems: claims.unreadable.into_iter().map(problem).collect(),
         given_up: claims.unclaimed.into_iter().map(given_up).collect(),
-        missing_tags: Vec::new(),
         unused_layers: claims.unused.into_iter().map(unused).collect(),
+        ..Known::default()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use gc::boot::Orphans;
 use gc::{Decision, Plan, Problem, RemoveReason, Root, Swept};
 use repository::Wait;
 use serde::Serialize;
@@ -24,7 +25,12 @@ struct Report {
 pub(crate) fn gc(context: &Context, args: &Gc) -> anyhow::Result<Outcome> {
     let mut repository = repo::open(&context.repo)?;
     let progress = context.channel.phases();
-    let mut host = Host::new(&args.host)?;
+    let orphans = if args.prune_orphans {
+        Orphans::Prune
+    } else {
+        Orphans::Keep
+    };
+    let mut host = Host::new(&args.host, orphans)?;
     let plan = gc::plan(&repository, &mut host, progress.as_ref())?;
     let report = if args.dry_run {
         Report { plan, swept: None }
@@ -52,7 +58,7 @@ pub(crate) fn gc(context: &Context, args: &Gc) -> anyhow::Result<Outcome> {
 
 pub(crate) fn roots(context: &Context, args: &Roots) -> anyhow::Result<Outcome> {
     let repository = repo::open(&context.repo)?;
-    let known = gc::Host::known(&mut Host::new(&args.host)?, &repository);
+    let known = gc::Host::known(&mut Host::new(&args.host, Orphans::Keep)?, &repository);
     let report = gc::roots(&repository, known)?;
     context
         .style
@@ -89,7 +95,7 @@ fn print_roots(roots: &[Root], out: &mut dyn Write) -> io::Result<()> {
 fn print_swept(swept: &Swept, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
-        "removed {} ({}), {}, {}, {}, {}, {}",
+        "removed {} ({}), {}, {}, {}, {}, {}, {}",
         count(swept.objects, "object"),
         size(swept.object_bytes),
         count(swept.streams, "stream"),
@@ -97,6 +103,7 @@ fn print_swept(swept: &Swept, out: &mut dyn Write) -> io::Result<()> {
         count(swept.refs, "ref"),
         count(swept.layers, "published layer"),
         count(swept.staging, "unfinished import"),
+        count(swept.orphans, "orphan"),
     )
 }
 
@@ -106,6 +113,10 @@ fn print_plan(plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
     }
     for tag in &plan.missing_tags {
         writeln!(out, "make tag {}: {}", tag.tag, tag.reason)?;
+    }
+    for orphan in &plan.orphans {
+        let path = orphan.path.display();
+        writeln!(out, "remove {} {path}: no boot entry names it", orphan.kind)?;
     }
     for layer in &plan.layers {
         let layer_id = &layer.layer;

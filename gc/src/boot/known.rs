@@ -8,7 +8,7 @@ use composefs_image::VerityDigest;
 use repository::oci::{self, Image, ManifestDigest, NamesStream};
 use repository::{Category, Repository, StreamName, Tag};
 
-use super::{BootState, Doubt, Fault, Problem, Source};
+use super::{BootState, Doubt, Fault, Problem, Source, Sources};
 use crate::host::{GivenUp, Known, MissingTag};
 use crate::plan::RemoveReason;
 use crate::roots::{self, Need, Owner, OwnerKind, RefId, Root};
@@ -35,6 +35,22 @@ pub fn bootc_tag(manifest: &ManifestDigest) -> Tag {
 fn manifest_of(tag: &Tag, target: &str) -> Option<ManifestDigest> {
     let digest: ManifestDigest = tag.as_str().strip_prefix(TAG_PREFIX)?.parse().ok()?;
     (digest.stream_name().as_str() == target).then_some(digest)
+}
+
+/// Looks what a host boots, and what that keeps in a repository: [`find`] and [`known`]. Writes nothing; what
+/// can't be read is a problem.
+///
+/// [`find`]: super::find
+pub fn look(repository: &Repository, sources: &Sources, orphans: Orphans) -> Known {
+    let state = super::find(sources);
+    known(repository, &state, orphans).unwrap_or_else(|error| Known {
+        problems: vec![roots::Problem::Source {
+            path: repository.path().to_owned(),
+            error: error.to_string(),
+            doubt: Doubt::Everything,
+        }],
+        ..Known::default()
+    })
 }
 
 /// What a host's boot state keeps in a repository. Writes nothing.

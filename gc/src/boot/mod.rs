@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 
 use composefs_image::VerityDigest;
 use composefs_image::karg::ArgumentError;
+use repository::Repository;
 use repository::oci::{ConfigDigest, DiffId, ManifestDigest};
 use serde::Serialize;
 
@@ -39,7 +40,7 @@ use crate::json;
 pub use crate::roots::Doubt;
 
 pub use find::find;
-pub use known::{Orphans, bootc_tag, check, known};
+pub use known::{Orphans, bootc_tag, check, known, look};
 pub use prune::PruneError;
 pub(crate) use prune::prune;
 
@@ -70,14 +71,7 @@ impl Sources {
     /// A sysroot by itself, unless it is the running host's.
     pub fn at(sysroot: impl Into<PathBuf>) -> Self {
         let sysroot = sysroot.into();
-        let identity = |path: &Path| {
-            use std::os::unix::fs::MetadataExt;
-            std::fs::metadata(path)
-                .ok()
-                .map(|metadata| (metadata.dev(), metadata.ino()))
-        };
-        let running = identity(Path::new(SYSROOT));
-        if running.is_some() && identity(&sysroot) == running {
+        if is_same(&sysroot, Path::new(SYSROOT)) {
             Self::running_at(sysroot)
         } else {
             Self {
@@ -87,10 +81,9 @@ impl Sources {
         }
     }
 
-    /// The running host: `None` if it has no `/sysroot`.
-    pub fn running() -> Option<Self> {
-        Path::new(SYSROOT)
-            .is_dir()
+    /// The running host, if the repository is the one that it boots from: `/sysroot/composefs`.
+    pub fn of(repository: &Repository) -> Option<Self> {
+        is_same(repository.path(), &Path::new(SYSROOT).join("composefs"))
             .then(|| Self::running_at(SYSROOT.into()))
     }
 
@@ -105,6 +98,17 @@ impl Sources {
             root_source: root_source(&mounts),
         }
     }
+}
+
+/// Whether two paths are the same file, and there is one.
+fn is_same(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |path: &Path| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    let one = identity(one);
+    one.is_some() && one == identity(other)
 }
 
 /// What is mounted at `/`, from the text of a `mountinfo`.
