@@ -45,7 +45,7 @@ impl Place {
 }
 
 /// Why something below the directory can't be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ReadFault {
     #[error("it cannot be read: {}", std::io::Error::from(*.0))]
     Io(Errno),
