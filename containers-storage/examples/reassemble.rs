@@ -28,15 +28,15 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn reassemble(layer: &Layer) -> Result<DiffId, Box<dyn Error>> {
-    let guard = layer.lock()?;
+    let open = layer.open()?;
     let mut tar = Sha256::new();
     let mut buffer = vec![0; 128 << 10];
-    for entry in guard.tar_split()? {
+    for entry in open.tar_split()? {
         match entry? {
             TarSplitEntry::Segment(bytes) => tar.update(&bytes),
             TarSplitEntry::File { size: 0, .. } => {}
             TarSplitEntry::File { name, crc64, .. } => {
-                let mut file = guard.open_file(&name)?;
+                let mut file = open.open_file(&name)?;
                 let mut crc = ContentCrc::new();
                 loop {
                     let read = file.read(&mut buffer)?;

@@ -18,6 +18,12 @@ pub enum Error {
     /// A lock could not be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// The [`Interrupt`](crate::Interrupt) was set while a lock was waited for.
+    #[error("interrupted while waiting for the lock {}", lock.display())]
+    Interrupted {
+        /// The lock file.
+        lock: PathBuf,
+    },
     /// A file or directory of the store could not be read.
     #[error("cannot read {}", path.display())]
     Io {
@@ -51,7 +57,7 @@ pub enum Error {
         root: PathBuf,
     },
     /// The store uses a driver that is not supported.
-    #[error("the storage driver of {} is {driver:?}; only overlay is supported", root.display())]
+    #[error("the storage driver of {} is {driver:?}; only overlay and vfs are supported", root.display())]
     UnsupportedDriver {
         /// The store's root.
         root: PathBuf,
@@ -171,7 +177,7 @@ pub enum Error {
         layer: LayerId,
     },
     /// The layer's record was changed or removed since the image was looked up.
-    #[error("layer {layer} was changed by another process; try again")]
+    #[error("layer {layer} was removed or changed by another process; look the image up again")]
     LayerChanged {
         /// The layer.
         layer: LayerId,

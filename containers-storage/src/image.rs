@@ -12,6 +12,7 @@ use crate::digest::{ConfigDigest, DiffId, Digest, ManifestDigest};
 use crate::error::Error;
 use crate::ids::ImageId;
 use crate::layer::Layer;
+use crate::lock::Interrupt;
 use crate::own_store::big_data_file_name;
 use crate::read::read_limited;
 use crate::records::ImageRecord;
@@ -82,6 +83,13 @@ impl Image {
     /// The root in which the record is.
     pub fn store_root(&self) -> &StoreRoot {
         self.storage.root(self.root)
+    }
+
+    /// The same image, waiting for locks only until `interrupt` is set.
+    #[must_use]
+    pub fn interrupted_by(mut self, interrupt: Interrupt) -> Self {
+        self.storage = self.storage.interrupted_by(interrupt);
+        self
     }
 
     /// Whether `digest` is the digest of the image's manifest or of an index it was chosen from.

@@ -13,9 +13,11 @@
 //! 2. [`Storage::open`], [`Storage::find_image`]: records are read under the read lock of `images.lock`,
 //!    which is released before the call returns.
 //! 3. [`Image::layers`], bottom layer first.
-//! 4. For each layer [`Layer::lock`]: the guard holds the read lock of `layers.lock`, and only the guard
-//!    gives access to tar-split and files. While a guard lives, no container can be created on the
-//!    host: take one per layer, drop it when the layer is read, and never take two in one thread.
+//! 4. For each layer [`Layer::open`], which checks the record under the read lock of `layers.lock`. Then
+//!    tar-split and files are read without any lock, however long that takes, and podman never waits.
+//! 5. [`OpenLayer::check_unchanged`] at the end. The engine marks a layer's record before it touches the
+//!    layer's files, and never takes the mark back: a record that is complete and the same at the end
+//!    means that the files were whole all the time.
 //!
 //! Everything read from disk is untrusted: sizes are bounded, names never leave the layer's directory,
 //! and digests of manifest and config are checked. That a layer's bytes are the right ones is for the
@@ -43,8 +45,8 @@ pub use digest::{
 pub use error::Error;
 pub use ids::{ContainerId, ImageId, InvalidId, LayerId, LinkId};
 pub use image::Image;
-pub use layer::{Layer, LayerGuard, LayerKind, LayerTarSplit};
-pub use lock::{LastWrite, LockError, ReadLock, WriteLock};
+pub use layer::{Layer, LayerKind, LayerTarSplit, OpenLayer};
+pub use lock::{Interrupt, LastWrite, LockError, ReadLock, WriteLock};
 pub use records::{ContainerRecord, IdMapping, ImageRecord, LayerFlags, LayerRecord};
-pub use storage::{OpenOptions, RootKind, Storage, StoreRoot};
+pub use storage::{Driver, OpenOptions, RootKind, Storage, StoreRoot};
 pub use tar_split::{ContentCrc, EntryName, TarSplit, TarSplitEntry, TarSplitError};

@@ -12,7 +12,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -84,6 +86,36 @@ pub(crate) fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// How often an [`Interrupt`] is asked while a lock is waited for.
+const ASK: Duration = Duration::from_millis(50);
+
+/// Whether to give up waiting for a lock: asked some times a second while the lock is not free. Clones
+/// ask the same.
+#[derive(Clone, Default)]
+pub struct Interrupt(Option<Arc<dyn Fn() -> bool + Send + Sync>>);
+
+impl Interrupt {
+    /// Never gives up.
+    pub fn never() -> Self {
+        Self::default()
+    }
+
+    /// Gives up as soon as `is_set` says so.
+    pub fn when(is_set: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(is_set)))
+    }
+}
+
+impl std::fmt::Debug for Interrupt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() {
+            "Interrupt(when)"
+        } else {
+            "Interrupt(never)"
+        })
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Kind {
     Read,
@@ -135,6 +167,37 @@ impl ReadLock {
     pub fn acquire(path: &Path) -> Result<Self, LockError> {
         Self::open(path, Patience::Wait)
             .map(|held| held.expect("waiting ends with the lock or an error"))
+    }
+
+    /// As [`ReadLock::acquire`]; `None` if `interrupt` was set before the lock was free.
+    pub fn acquire_unless(path: &Path, interrupt: &Interrupt) -> Result<Option<Self>, LockError> {
+        let Some(is_set) = &interrupt.0 else {
+            return Self::acquire(path).map(Some);
+        };
+        if let Some(lock) = Self::try_acquire(path)? {
+            return Ok(Some(lock));
+        }
+        // The kernel's queue is waited in by a thread of its own: asking again and again whether the
+        // lock is free would lose every race against a writer that waits there. If nobody wants the lock
+        // any more when it comes, it is released at once.
+        let (sender, receiver) = sync_channel(1);
+        let waiting = path.to_owned();
+        std::thread::Builder::new()
+            .name("read-lock".to_owned())
+            .spawn(move || sender.send(Self::acquire(&waiting)))
+            .map_err(|source| LockError {
+                action: "wait for",
+                path: path.to_owned(),
+                source,
+            })?;
+        loop {
+            match receiver.recv_timeout(ASK) {
+                Ok(result) => return result.map(Some),
+                Err(RecvTimeoutError::Timeout) if is_set() => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Self::acquire(path).map(Some),
+            }
+        }
     }
 
     /// Takes the read lock if nobody holds the write lock.

@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
-use crate::conf::{Environment, StorageConf, is_overlay};
+use crate::conf::{Environment, StorageConf};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::ids::{ImageId, LayerId};
 use crate::image::Image;
-use crate::lock::{LastWrite, LockError, ReadLock};
+use crate::lock::{Interrupt, LastWrite, LockError, ReadLock};
 use crate::read::{io_error, read_records};
 use crate::records::{ContainerRecord, ImageRecord, LayerRecord};
 
@@ -41,21 +41,56 @@ pub enum RootKind {
     Additional,
 }
 
-/// One directory with `overlay`, `overlay-images` and `overlay-layers` below it.
+/// How a store keeps the files of its layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// `overlay/ID/diff`: each layer's own files.
+    Overlay,
+    /// `vfs/dir/ID`: the whole tree up to a layer.
+    Vfs,
+}
+
+impl Driver {
+    /// The name by which configuration and directories call the driver.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Overlay => "overlay",
+            Self::Vfs => "vfs",
+        }
+    }
+
+    /// The driver that a configuration names.
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "overlay" | "overlay2" => Some(Self::Overlay),
+            "vfs" => Some(Self::Vfs),
+            _ => None,
+        }
+    }
+
+    /// The directory `DRIVER-WHAT` of a root.
+    fn dir(self, root: &Path, what: &str) -> PathBuf {
+        root.join(format!("{}-{what}", self.name()))
+    }
+}
+
+/// One directory with `DRIVER`, `DRIVER-images` and `DRIVER-layers` below it.
 #[derive(Debug, Clone)]
 pub struct StoreRoot {
     path: PathBuf,
     kind: RootKind,
+    driver: Driver,
     /// Where volatile records are, if not beside the others.
     volatile: Option<PathBuf>,
 }
 
 impl StoreRoot {
-    /// The root directory `path`, whether it is a store or not.
+    /// The root directory `path` of the overlay driver, whether it is a store or not.
     pub fn new(path: PathBuf, kind: RootKind) -> Self {
         Self {
             path,
             kind,
+            driver: Driver::Overlay,
             volatile: None,
         }
     }
@@ -70,40 +105,61 @@ impl StoreRoot {
         self.kind
     }
 
-    /// The directory of the layers' directories and links.
+    /// How the root keeps the files of its layers.
+    pub fn driver(&self) -> Driver {
+        self.driver
+    }
+
+    /// The overlay driver's directory: layers' directories and links.
     pub fn overlay_dir(&self) -> PathBuf {
         self.path.join("overlay")
     }
 
+    /// The directory that a layer has here, if it has one.
+    pub(crate) fn layer_dir(&self, layer: &LayerId) -> PathBuf {
+        match self.driver {
+            Driver::Overlay => self.overlay_dir().join(layer.as_str()),
+            Driver::Vfs => self.path.join("vfs/dir").join(layer.as_str()),
+        }
+    }
+
     /// The directory of the layers' records, lock, tar-splits and big data.
     pub fn layers_dir(&self) -> PathBuf {
-        self.path.join("overlay-layers")
+        self.driver.dir(&self.path, "layers")
     }
 
     /// The directory of the images' records, lock and big data.
     pub fn images_dir(&self) -> PathBuf {
-        self.path.join("overlay-images")
+        self.driver.dir(&self.path, "images")
     }
 
     fn containers_dir(&self) -> PathBuf {
-        self.path.join("overlay-containers")
+        self.driver.dir(&self.path, "containers")
     }
 
-    fn volatile_file(&self, dir: &str, file: &str) -> PathBuf {
-        self.volatile
-            .as_ref()
-            .unwrap_or(&self.path)
-            .join(dir)
-            .join(file)
+    fn volatile_file(&self, what: &str, file: &str) -> PathBuf {
+        let root = self.volatile.as_ref().unwrap_or(&self.path);
+        self.driver.dir(root, what).join(file)
     }
 
-    /// Waits for the read lock `lock`. `None` where there is nothing to lock: no records yet, or a
-    /// read-only file system without the lock file.
-    fn read_lock(&self, lock: &Path, records: &Path) -> Result<Option<ReadLock>, Error> {
-        match ReadLock::acquire(lock) {
-            Ok(held) => Ok(Some(held)),
+    /// Waits for the read lock `lock`. `None` where there is nothing to lock: no records yet, or a lock
+    /// file is missing where no engine could make one: in an additional store, or on a read-only file
+    /// system. Nobody who locks writes there.
+    fn read_lock(
+        &self,
+        lock: &Path,
+        records: &Path,
+        interrupt: &Interrupt,
+    ) -> Result<Option<ReadLock>, Error> {
+        match ReadLock::acquire_unless(lock, interrupt) {
+            Ok(Some(held)) => Ok(Some(held)),
+            Ok(None) => Err(Error::Interrupted {
+                lock: lock.to_owned(),
+            }),
             Err(LockError { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                if !records.try_exists().map_err(io_error(records))? {
+                if self.kind == RootKind::Additional
+                    || !records.try_exists().map_err(io_error(records))?
+                {
                     return Ok(None);
                 }
                 let fs =
@@ -122,22 +178,33 @@ impl StoreRoot {
     }
 
     /// Waits for the read lock that protects the layers' records, tar-splits and directories.
-    pub(crate) fn lock_layers(&self) -> Result<Option<ReadLock>, Error> {
+    pub(crate) fn lock_layers(&self, interrupt: &Interrupt) -> Result<Option<ReadLock>, Error> {
         let dir = self.layers_dir();
-        self.read_lock(&dir.join("layers.lock"), &dir.join("layers.json"))
+        self.read_lock(
+            &dir.join("layers.lock"),
+            &dir.join("layers.json"),
+            interrupt,
+        )
     }
 
     /// The image records, read under the read lock.
     pub fn image_records(&self) -> Result<Vec<ImageRecord>, Error> {
+        self.image_records_unless(&Interrupt::never())
+    }
+
+    pub(crate) fn image_records_unless(
+        &self,
+        interrupt: &Interrupt,
+    ) -> Result<Vec<ImageRecord>, Error> {
         let dir = self.images_dir();
         let records = dir.join("images.json");
-        let _lock = self.read_lock(&dir.join("images.lock"), &records)?;
+        let _lock = self.read_lock(&dir.join("images.lock"), &records, interrupt)?;
         read_records(&records)
     }
 
     /// The layer records, volatile ones last, read under the read lock.
     pub fn layer_records(&self) -> Result<Vec<LayerRecord>, Error> {
-        let lock = self.lock_layers()?;
+        let lock = self.lock_layers(&Interrupt::never())?;
         self.layer_records_under(lock.as_ref())
             .map(|(records, _)| records)
     }
@@ -150,7 +217,7 @@ impl StoreRoot {
         let mark = lock.map_or_else(|| Ok(LastWrite::default()), ReadLock::last_write)?;
         let mut records: Vec<LayerRecord> = read_records(&self.layers_dir().join("layers.json"))?;
         records.extend(read_records::<LayerRecord>(
-            &self.volatile_file("overlay-layers", "volatile-layers.json"),
+            &self.volatile_file("layers", "volatile-layers.json"),
         )?);
         Ok((records, mark))
     }
@@ -163,12 +230,10 @@ impl StoreRoot {
         }
         let mut records = read(&self.containers_dir().join("containers.json"))?;
         if self.volatile.is_some() {
-            records.extend(read(
-                &self.volatile_file("overlay-containers", "containers.json"),
-            )?);
+            records.extend(read(&self.volatile_file("containers", "containers.json"))?);
         }
         records.extend(read(
-            &self.volatile_file("overlay-containers", "volatile-containers.json"),
+            &self.volatile_file("containers", "volatile-containers.json"),
         )?);
         Ok(records)
     }
@@ -178,6 +243,7 @@ impl StoreRoot {
 #[derive(Debug, Clone)]
 pub struct Storage {
     inner: Arc<Inner>,
+    interrupt: Interrupt,
 }
 
 #[derive(Debug)]
@@ -195,8 +261,8 @@ pub(crate) struct FoundLayer {
 }
 
 impl Storage {
-    /// Opens the store that `options` name. The main root must exist and must be an overlay store (or
-    /// empty); additional stores that do not exist are left out.
+    /// Opens the store that `options` name. The main root must exist and must be a store of the overlay
+    /// or vfs driver (or empty); additional stores that do not exist are left out.
     pub fn open(options: &OpenOptions) -> Result<Self, Error> {
         let environment = Environment::current();
         let conf = match (&options.root, &options.conf) {
@@ -212,30 +278,28 @@ impl Storage {
         if !main.is_dir() {
             return Err(Error::NoStore { root: main });
         }
-        if let Some(driver) = &conf.driver
-            && !is_overlay(driver)
-        {
-            return Err(Error::UnsupportedDriver {
-                root: main,
-                driver: driver.clone(),
-            });
-        }
-        if !main.join("overlay-images").exists()
-            && let Some(driver) = other_driver(&main)?
-        {
-            return Err(Error::UnsupportedDriver { root: main, driver });
-        }
+        let driver = match &conf.driver {
+            Some(name) => Driver::named(name).ok_or_else(|| Error::UnsupportedDriver {
+                root: main.clone(),
+                driver: name.clone(),
+            })?,
+            None => prior_driver(&main, &conf.driver_priority)?,
+        };
 
+        let root = |path, kind| StoreRoot {
+            driver,
+            ..StoreRoot::new(path, kind)
+        };
         let mut roots = vec![StoreRoot {
             volatile: conf.transient_store.then(|| conf.runroot.clone()),
-            ..StoreRoot::new(main, RootKind::Main)
+            ..root(main, RootKind::Main)
         }];
         if let Some(path) = &conf.imagestore {
-            roots.push(StoreRoot::new(path.clone(), RootKind::ImageStore));
+            roots.push(root(path.clone(), RootKind::ImageStore));
         }
         for path in &conf.additional_image_stores {
             if path.is_dir() {
-                roots.push(StoreRoot::new(path.clone(), RootKind::Additional));
+                roots.push(root(path.clone(), RootKind::Additional));
             } else {
                 // podman itself stops here; a reader can do without.
                 tracing::warn!(store = %path.display(), "additional image store does not exist");
@@ -243,7 +307,19 @@ impl Storage {
         }
         Ok(Self {
             inner: Arc::new(Inner { conf, roots }),
+            interrupt: Interrupt::never(),
         })
+    }
+
+    /// The same store, waiting for locks only until `interrupt` is set.
+    #[must_use]
+    pub fn interrupted_by(mut self, interrupt: Interrupt) -> Self {
+        self.interrupt = interrupt;
+        self
+    }
+
+    pub(crate) fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
     }
 
     /// The configuration the store was opened with.
@@ -272,7 +348,7 @@ impl Storage {
             RootKind::Additional => 2,
         });
         for root in order {
-            for record in self.root(root).image_records()? {
+            for record in self.root(root).image_records_unless(&self.interrupt)? {
                 if seen.insert(record.id.clone()) {
                     images.push(Image::new(self.clone(), root, record));
                 }
@@ -292,7 +368,7 @@ impl Storage {
     pub(crate) fn layers(&self) -> Result<HashMap<LayerId, FoundLayer>, Error> {
         let mut layers = HashMap::new();
         for (root, store) in self.roots().iter().enumerate() {
-            let lock = store.lock_layers()?;
+            let lock = store.lock_layers(&self.interrupt)?;
             let (records, mark) = store.layer_records_under(lock.as_ref())?;
             drop(lock);
             for record in records {
@@ -309,17 +385,24 @@ impl Storage {
     }
 }
 
-/// The name of another driver that this root was used with.
-fn other_driver(root: &Path) -> Result<Option<String>, Error> {
-    for entry in root.read_dir().map_err(io_error(root))? {
-        let name = entry.map_err(io_error(root))?.file_name();
-        if let Some(driver) = name.to_str().and_then(|name| name.strip_suffix("-images"))
-            && driver != "overlay"
-        {
-            return Ok(Some(driver.to_owned()));
-        }
+/// The driver whose directory is in `root`, as the engine finds out which one a store was used with.
+/// Overlay for an empty store. vfs counts only if `priority` names it or nothing else is there.
+fn prior_driver(root: &Path, priority: &[String]) -> Result<Driver, Error> {
+    const KNOWN: [&str; 5] = ["overlay", "overlay2", "vfs", "btrfs", "zfs"];
+    let exists =
+        |name: &&str| root.join(name).is_dir() || root.join(format!("{name}-images")).is_dir();
+    let prior = priority
+        .iter()
+        .map(String::as_str)
+        .chain(KNOWN)
+        .find(|name| exists(name));
+    match prior {
+        None => Ok(Driver::Overlay),
+        Some(name) => Driver::named(name).ok_or_else(|| Error::UnsupportedDriver {
+            root: root.to_owned(),
+            driver: name.to_owned(),
+        }),
     }
-    Ok(None)
 }
 
 /// `images` in the order of the stores; the first one that has a name wins.

@@ -294,7 +294,7 @@ fn damaged_records_are_an_error_that_names_the_file() {
 }
 
 #[test]
-fn a_root_that_is_no_overlay_store_is_refused() {
+fn a_root_of_another_driver_is_refused() {
     let fixture = Fixture::new();
     let open = |name: &str| {
         Storage::open(&OpenOptions {
@@ -303,9 +303,9 @@ fn a_root_that_is_no_overlay_store_is_refused() {
         })
     };
     assert!(matches!(open("missing"), Err(Error::NoStore { .. })));
-    fs::create_dir_all(fixture.dir.path().join("vfs/vfs-images")).unwrap();
-    match open("vfs") {
-        Err(Error::UnsupportedDriver { driver, .. }) => assert_eq!(driver, "vfs"),
+    fs::create_dir_all(fixture.dir.path().join("btrfs/btrfs-images")).unwrap();
+    match open("btrfs") {
+        Err(Error::UnsupportedDriver { driver, .. }) => assert_eq!(driver, "btrfs"),
         other => panic!("{other:?}"),
     }
 }

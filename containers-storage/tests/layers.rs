@@ -51,11 +51,11 @@ fn an_incomplete_layer_is_refused() {
     root.change_layer(&made, |record| {
         record["flags"] = json!({"incomplete": true});
     });
-    let error = find(&root).lock().unwrap_err();
+    let error = find(&root).open().unwrap_err();
     assert!(matches!(error, Error::LayerIncomplete { .. }), "{error}");
     // A layer that was complete when it was listed, and is being deleted now.
     root.mark_layers_written();
-    let error = layer.lock().unwrap_err();
+    let error = layer.open().unwrap_err();
     assert!(matches!(error, Error::LayerIncomplete { .. }), "{error}");
 }
 
@@ -67,15 +67,41 @@ fn a_layer_that_was_removed_or_replaced_meanwhile_is_refused() {
     // Another layer was written: nothing to complain about.
     root.mark_layers_written();
     root.layer(None, &[("b", b"b")]);
-    assert!(layer.lock().is_ok());
+    assert!(layer.open().is_ok());
     root.change_layer(&made, |record| {
         record["created"] = json!("2026-01-01T00:00:00Z");
     });
-    let error = layer.lock().unwrap_err();
+    let error = layer.open().unwrap_err();
     assert!(matches!(error, Error::LayerChanged { .. }), "{error}");
     fs::write(root.layers_json(), "[]").unwrap();
-    let error = layer.lock().unwrap_err();
+    let error = layer.open().unwrap_err();
     assert!(matches!(error, Error::LayerChanged { .. }), "{error}");
+}
+
+#[test]
+fn a_layer_that_is_removed_while_it_is_read_is_said_to_be_removed() {
+    let fixture = Fixture::new();
+    let root = fixture.root("main");
+    let (made, layer) = one_layer(&root, &[("a", b"a"), ("b", b"b")]);
+    let open = layer.open().unwrap();
+    open.check_unchanged().unwrap();
+    // As the engine does it: mark, record, files.
+    root.mark_layers_written();
+    root.change_layer(&made, |record| {
+        record["flags"] = json!({"incomplete": true})
+    });
+    assert!(open.open_file(&EntryName::from("a")).is_ok());
+    let error = open.check_unchanged().unwrap_err();
+    assert!(matches!(error, Error::LayerIncomplete { .. }), "{error}");
+    fs::remove_dir_all(root.diff(&made)).unwrap();
+    fs::write(root.layers_json(), "[]").unwrap();
+    for result in [
+        open.open_file(&EntryName::from("b")).map(drop),
+        open.check_unchanged(),
+    ] {
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::LayerChanged { .. }), "{error}");
+    }
 }
 
 #[test]
@@ -93,7 +119,7 @@ fn a_missing_directory_tar_split_or_file_is_named() {
     let error = reassemble(&layer).unwrap_err();
     assert!(matches!(error, Error::NoTarSplit { .. }), "{error}");
     fs::remove_dir_all(root.diff(&made).parent().unwrap()).unwrap();
-    let error = layer.lock().unwrap_err();
+    let error = layer.open().unwrap_err();
     assert!(
         matches!(error, Error::LayerDirectoryMissing { .. }),
         "{error}"
@@ -158,8 +184,8 @@ fn names_never_lead_out_of_the_layer_or_through_links() {
     )
     .unwrap();
 
-    let guard = layer.lock().unwrap();
-    let problem = |name: &str| match guard.open_file(&EntryName::from(name)) {
+    let open = layer.open().unwrap();
+    let problem = |name: &str| match open.open_file(&EntryName::from(name)) {
         Err(Error::UnsafeFile { problem, .. }) => problem,
         other => panic!("{name}: {other:?}"),
     };
@@ -187,10 +213,10 @@ fn names_never_lead_out_of_the_layer_or_through_links() {
         "/../usr/lib/a",
         "usr/x/../lib/a",
     ] {
-        assert!(guard.open_file(&EntryName::from(name)).is_ok(), "{name}");
+        assert!(open.open_file(&EntryName::from(name)).is_ok(), "{name}");
     }
     for name in ["usr/lib/b", "usr/lib/a/b", "nothing/here"] {
-        let error = guard.open_file(&EntryName::from(name)).unwrap_err();
+        let error = open.open_file(&EntryName::from(name)).unwrap_err();
         assert!(matches!(error, Error::FileMissing { .. }), "{error}");
     }
 }
@@ -204,7 +230,7 @@ fn layers_that_are_no_directory_trees_are_recognised_and_refused() {
     assert_eq!(layer.kind().unwrap(), LayerKind::Tree);
     let expect = |kind: LayerKind| {
         assert_eq!(layer.kind().unwrap(), kind);
-        match layer.lock() {
+        match layer.open() {
             Err(Error::UnsupportedLayer { kind: found, .. }) => assert_eq!(found, kind),
             other => panic!("{kind:?}: {other:?}"),
         }

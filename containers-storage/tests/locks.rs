@@ -6,9 +6,11 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::Fixture;
-use containers_storage::{ReadLock, WriteLock};
+use containers_storage::{EntryName, Interrupt, ReadLock, WriteLock};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -202,17 +204,53 @@ fn an_empty_lock_file_means_never_written() {
 }
 
 #[test]
-fn a_layer_guard_holds_the_lock_and_finding_an_image_does_not() {
+fn reading_a_layer_never_makes_the_engine_wait() {
     let fixture = Fixture::new();
     let root = fixture.root("main");
     let made = root.layer(None, &[("a", b"a")]);
     root.image(&["localhost/app:latest"], &[&made]);
     let mut podman = Podman::start(&root.path.join("overlay-layers/layers.lock"));
     let layers = root.open().find_image("app").unwrap().layers().unwrap();
+    let layer = layers[0].open().unwrap();
     assert!(podman.ask("write"));
+    // A file that is there is read although the engine holds the write lock.
+    layer.open_file(&EntryName::from("a")).unwrap();
     podman.ask("unlock");
-    let guard = layers[0].lock().unwrap();
-    assert!(!podman.ask("write"));
-    drop(guard);
+    layer.check_unchanged().unwrap();
     assert!(podman.ask("write"));
+}
+
+#[test]
+fn waiting_for_a_lock_ends_when_it_is_interrupted_and_leaves_no_lock_behind() {
+    let (_dir, path) = lock_file();
+    let mut podman = Podman::start(&path);
+    assert!(podman.ask("write"));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let interrupt = {
+        let asked = Arc::clone(&asked);
+        Interrupt::when(move || asked.fetch_add(1, Ordering::Relaxed) >= 1)
+    };
+    assert!(
+        ReadLock::acquire_unless(&path, &interrupt)
+            .unwrap()
+            .is_none()
+    );
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+    podman.ask("unlock");
+    // The thread that waited lets the lock go as soon as it has it.
+    drop(WriteLock::acquire(&path).unwrap());
+    let never = Interrupt::when(|| false);
+    assert!(ReadLock::acquire_unless(&path, &never).unwrap().is_some());
+}
+
+#[test]
+fn a_lock_that_comes_free_is_had_although_it_could_be_interrupted() {
+    let (_dir, path) = lock_file();
+    let held = WriteLock::acquire(&path).unwrap();
+    let interrupt = Interrupt::when(|| false);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| ReadLock::acquire_unless(&path, &interrupt).unwrap());
+        drop(held);
+        assert!(waiting.join().unwrap().is_some());
+    });
 }

@@ -279,7 +279,7 @@ impl<'a> Import<'a> {
         };
         std::thread::scope(|scope| {
             for _ in 0..jobs {
-                scope.spawn(|| queue.serve(|job: Job<'_>| job.run(&context)));
+                scope.spawn(|| queue.serve(|job: Job| job.run(&context)));
             }
             // When the last layer is done the workers may go; the scope waits for them.
             let _close = queue.close_on_drop();
@@ -453,18 +453,21 @@ impl<'a> Import<'a> {
 }
 
 /// Imports one layer, and tells when it begins and when it is done.
-fn read_layer<'l>(
-    source: &'l SourceLayer<'_>,
+fn read_layer(
+    source: &SourceLayer<'_>,
     index: usize,
     context: &Context<'_>,
-    queue: &Queue<Job<'l>>,
+    queue: &Queue<Job>,
     progress: &dyn Progress,
 ) -> Result<(VerityDigest, LayerReport), ImportError> {
     let started = Instant::now();
     progress.event(&Event::LayerStarted { layer: index });
     let result = layer::import(source, index, context, queue, progress);
     let imported = result.map_err(|source_error| match source_error {
-        LayerError::Stopped => ImportError::Cancelled,
+        LayerError::Stopped
+        | LayerError::Storage(containers_storage::Error::Interrupted { .. }) => {
+            ImportError::Cancelled
+        }
         error => ImportError::Layer {
             layer: Box::new(source.plan()),
             source: error,

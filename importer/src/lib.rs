@@ -33,8 +33,8 @@
 //! them together have some megabytes of buffers. Memory depends on the number of jobs and, some hundred
 //! bytes each, of files; not on their sizes.
 //!
-//! While a layer is read, its store's read lock is held: podman can run what exists but neither delete
-//! the layer nor create containers. Each thread holds one lock at a time.
+//! A layer is read without its store's lock: podman goes on creating containers, pulling and removing.
+//! If it removes the layer meanwhile, the import fails and says so, and nothing is published.
 #![forbid(unsafe_code)]
 
 mod cancel;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use composefs_image::{Algorithm, VerityDigest, leaf_hashes, verity_digest};
-use containers_storage::{ContentCrc, EntryName, LayerGuard};
+use containers_storage::{ContentCrc, EntryName, OpenLayer};
 use repository::{Batch, CopyPolicy, Stored};
 
 use crate::cancel::Cancel;
@@ -118,8 +118,8 @@ impl Buffer {
 }
 
 /// Something for a worker to do.
-pub(crate) enum Job<'l> {
-    File(FileJob<'l>),
+pub(crate) enum Job {
+    File(FileJob),
     Piece(PieceJob),
     Bytes(BytesJob),
     Leaves(LeavesJob),
@@ -138,8 +138,8 @@ pub(crate) struct LeavesJob {
 }
 
 /// A file of at most [`BUFFER`] bytes.
-pub(crate) struct FileJob<'l> {
-    pub(crate) layer: Arc<LayerGuard<'l>>,
+pub(crate) struct FileJob {
+    pub(crate) layer: Arc<OpenLayer>,
     pub(crate) name: EntryName,
     pub(crate) size: u64,
     pub(crate) crc64: [u8; 8],
@@ -178,7 +178,7 @@ pub(crate) struct PieceDone {
     pub(crate) leaves: Vec<u8>,
 }
 
-impl Job<'_> {
+impl Job {
     pub(crate) fn run(self, context: &Context<'_>) {
         match self {
             Self::File(mut job) => {
@@ -224,7 +224,7 @@ fn leaves(buffer: &Buffer, context: &Context<'_>) -> Result<Vec<u8>, JobError> {
     Ok(leaves)
 }
 
-impl FileJob<'_> {
+impl FileJob {
     fn layer_file(
         &mut self,
         context: &Context<'_>,
@@ -271,7 +271,7 @@ pub(crate) struct Source {
 impl Source {
     /// Opens the file and makes sure that it has the size that tar-split says.
     pub(crate) fn open(
-        layer: &LayerGuard<'_>,
+        layer: &OpenLayer,
         name: &EntryName,
         size: u64,
     ) -> Result<Self, FileError> {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::num::NonZeroUsize;
 
 use anyhow::{Context as _, bail};
-use containers_storage::{OpenOptions, Storage, rootless};
+use containers_storage::{Interrupt as LockInterrupt, OpenOptions, Storage, rootless};
 use importer::source::from_storage;
 use importer::{Counts, ImportOptions, ImportReport, LayerOutcome, Tally, Times, import_image};
 use repository::{CopyPolicy, Repository, Tag, oci};
@@ -32,10 +32,12 @@ pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome
     }
     let interrupt = Interrupt::watch(&context.channel)?;
     let repository = repo::open(&context.repo)?;
+    let cancel = interrupt.cancel.clone();
     let storage = Storage::open(&OpenOptions {
         root: args.storage_root.clone(),
         conf: None,
-    })?;
+    })?
+    .interrupted_by(LockInterrupt::when(move || cancel.is_cancelled()));
     let mut report = Report {
         imported: Vec::new(),
         published: Vec::new(),

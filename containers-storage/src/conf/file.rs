@@ -16,6 +16,7 @@ pub(super) struct ConfFile {
 #[serde(default)]
 pub(super) struct StorageTable {
     pub(super) driver: String,
+    pub(super) driver_priority: Vec<String>,
     pub(super) graphroot: String,
     pub(super) runroot: String,
     pub(super) rootless_storage_path: String,

@@ -10,7 +10,6 @@ mod environment;
 mod file;
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -81,6 +80,8 @@ pub struct StorageConf {
     pub source: ConfSource,
     /// The storage driver; `None` leaves the choice to podman.
     pub driver: Option<String>,
+    /// The order in which podman tries drivers, if none is set.
+    pub driver_priority: Vec<String>,
     /// Root of the store.
     pub graphroot: PathBuf,
     /// Root of its run-time state.
@@ -292,6 +293,7 @@ impl StorageConf {
         Self {
             source: ConfSource::BuiltIn,
             driver: None,
+            driver_priority: Vec::new(),
             graphroot,
             runroot,
             imagestore: None,
@@ -386,6 +388,7 @@ impl StorageConf {
             runroot: expanded(&storage.runroot, default_runroot),
             source,
             driver,
+            driver_priority: storage.driver_priority,
             graphroot,
             imagestore,
             transient_store: storage.transient_store,
@@ -451,11 +454,6 @@ fn read_optional(path: &Path) -> Result<Option<String>, ConfError> {
             source,
         }),
     }
-}
-
-/// Whether `driver` is the overlay driver by one of its names.
-pub(crate) fn is_overlay(driver: &str) -> bool {
-    OsStr::new(driver) == "overlay" || driver == "overlay2"
 }
 
 #[cfg(test)]

@@ -246,14 +246,14 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 /// The tar of a layer, put together from tar-split and files.
 pub fn reassemble(layer: &containers_storage::Layer) -> Result<Vec<u8>, containers_storage::Error> {
     use containers_storage::TarSplitEntry::{File, Segment};
-    let guard = layer.lock()?;
+    let open = layer.open()?;
     let mut tar = Vec::new();
-    for entry in guard.tar_split()? {
+    for entry in open.tar_split()? {
         match entry? {
             Segment(bytes) => tar.extend(bytes),
             File { size: 0, .. } => {}
             File { name, .. } => {
-                std::io::Read::read_to_end(&mut guard.open_file(&name)?, &mut tar).unwrap();
+                std::io::Read::read_to_end(&mut open.open_file(&name)?, &mut tar).unwrap();
             }
         }
     }

@@ -28,7 +28,7 @@ const MAGIC: usize = 6;
 pub(super) fn read(
     blob: &dyn Blob,
     descriptor: Option<&LayerDescriptor>,
-    mut layer: Layer<'_, '_>,
+    mut layer: Layer<'_>,
 ) -> Result<Imported, LayerError> {
     let verified = Verified::new(blob.open()?, descriptor.map(|it| it.size));
     let mut tar = Tar::open(verified)?;
@@ -46,7 +46,7 @@ pub(super) fn read(
     layer.finish()
 }
 
-fn read_tar(tar: &mut impl Read, layer: &mut Layer<'_, '_>) -> Result<(), LayerError> {
+fn read_tar(tar: &mut impl Read, layer: &mut Layer<'_>) -> Result<(), LayerError> {
     let mut chunk = vec![0; CHUNK];
     loop {
         if layer.context.stop.is_set() {

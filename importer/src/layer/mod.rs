@@ -52,11 +52,11 @@ pub(crate) struct Imported {
 }
 
 /// Reads a layer, stages its objects and its splitstream, and compares its diff ID.
-pub(crate) fn import<'l>(
-    source: &'l SourceLayer<'_>,
+pub(crate) fn import(
+    source: &SourceLayer<'_>,
     index: usize,
     context: &Context<'_>,
-    queue: &Queue<Job<'l>>,
+    queue: &Queue<Job>,
     progress: &dyn Progress,
 ) -> Result<Imported, LayerError> {
     let layer = Layer {
@@ -96,9 +96,9 @@ pub(crate) fn import<'l>(
 }
 
 /// One layer in work.
-struct Layer<'a, 'l> {
+struct Layer<'a> {
     context: &'a Context<'a>,
-    queue: &'a Queue<Job<'l>>,
+    queue: &'a Queue<Job>,
     // The front end: what the tar said.
     splitter: TarSplitter,
     due: Due,
@@ -181,7 +181,7 @@ enum LargeTo<'a> {
     Object(Box<ObjectWriter<'a, 'a>>),
 }
 
-impl Layer<'_, '_> {
+impl Layer<'_> {
     // The front end.
 
     /// Takes the next bytes of the tar itself: headers, and the content that is among them.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use containers_storage::{EntryName, LayerGuard, TarSplitEntry};
+use containers_storage::{EntryName, OpenLayer, TarSplitEntry};
 use repository::layers::Placement;
 
 use super::{Due, Imported, Large, LargeFrom, Layer, Pending};
@@ -10,17 +10,17 @@ use crate::error::{LayerError, MemberProblem};
 use crate::pool::promise;
 use crate::work::{BUFFER, Content, FileJob, Job, PieceJob, Source};
 
-/// Reads a layer under its store's read lock.
-pub(super) fn read<'l>(
-    stored: &'l containers_storage::Layer,
-    layer: Layer<'_, 'l>,
+/// Reads a layer. The engine may go on working on its store meanwhile.
+pub(super) fn read(
+    stored: &containers_storage::Layer,
+    layer: Layer<'_>,
 ) -> Result<Imported, LayerError> {
-    let guard = Arc::new(stored.lock()?);
+    let open = Arc::new(stored.open()?);
     let mut front = TarSplit {
-        guard: Arc::clone(&guard),
+        open: Arc::clone(&open),
         layer,
     };
-    for entry in guard.tar_split()? {
+    for entry in open.tar_split()? {
         if front.layer.context.stop.is_set() {
             return Err(LayerError::Stopped);
         }
@@ -29,12 +29,12 @@ pub(super) fn read<'l>(
     front.layer.finish()
 }
 
-struct TarSplit<'a, 'l> {
-    guard: Arc<LayerGuard<'l>>,
-    layer: Layer<'a, 'l>,
+struct TarSplit<'a> {
+    open: Arc<OpenLayer>,
+    layer: Layer<'a>,
 }
 
-impl TarSplit<'_, '_> {
+impl TarSplit<'_> {
     fn entry(&mut self, entry: TarSplitEntry) -> Result<(), LayerError> {
         match entry {
             // Content may be in it too: a tar-split need not leave it out.
@@ -71,7 +71,7 @@ impl TarSplit<'_, '_> {
         let buffer = self.layer.buffer()?;
         let (promise, answer) = promise();
         self.layer.queue.push(Job::File(FileJob {
-            layer: Arc::clone(&self.guard),
+            layer: Arc::clone(&self.open),
             name: name.clone(),
             size,
             crc64,
@@ -89,7 +89,7 @@ impl TarSplit<'_, '_> {
         crc64: [u8; 8],
         content: Content,
     ) -> Result<(), LayerError> {
-        let source = match Source::open(&self.guard, &name, size) {
+        let source = match Source::open(&self.open, &name, size) {
             Ok(source) => Arc::new(source),
             Err(source) => return Err(LayerError::File { name, source }),
         };

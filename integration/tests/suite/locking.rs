@@ -7,6 +7,7 @@ use integration::locks::{Access, State, WriteLock, exists, wait_until};
 use integration::tar::Member;
 use integration::{Fixture, Kind, Release};
 use rustix::process::{Pid, Signal, kill_process};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -46,42 +47,64 @@ fn import_waits_for_a_writer_of_podmans_storage() -> Result<()> {
 }
 
 #[test]
-fn podman_waits_for_a_running_import() -> Result<()> {
+fn an_import_that_waits_for_a_writer_ends_on_interrupt() -> Result<()> {
     let scene = scene()?;
     let lock_file = scene.own.graphroot().join("overlay-layers/layers.lock");
     let arguments = scene.import_arguments();
+    let _lock = WriteLock::take(&lock_file)?;
     let mut import = scene
         .store
         .command(&arguments.each_ref().map(String::as_str))?
         .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    wait_until("import waits for the read lock", LIMIT, || {
+        exists(&lock_file, State::Waiting, Access::Read)
+    })?;
+    kill_process(Pid::from_child(&import), Signal::INT)?;
+    wait_until("import ends", LIMIT, || Ok(import.try_wait()?.is_some()))?;
+    ensure!(!import.wait()?.success(), "import succeeded under a lock");
+    Ok(())
+}
+
+#[test]
+fn podman_creates_containers_and_removes_the_image_while_an_import_reads_it() -> Result<()> {
+    let scene = scene()?;
+    let arguments = scene.import_arguments();
+    let import = scene
+        .store
+        .command(&arguments.each_ref().map(String::as_str))?
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()?;
     let pid = Pid::from_child(&import);
-    wait_until("import holds the read lock", LIMIT, || {
-        ensure!(import.try_wait()?.is_none(), "import took no lock");
-        exists(&lock_file, State::Held, Access::Read)
+    let files = Path::new("/proc").join(pid.to_string()).join("fd");
+    wait_until("import reads files", LIMIT, || {
+        // One that was closed meanwhile has no target any more.
+        let mut open = files
+            .read_dir()?
+            .filter_map(|fd| fd.ok()?.path().read_link().ok());
+        Ok(open.any(|path| path.parent().is_some_and(|dir| dir.ends_with("diff/big"))))
     })?;
     kill_process(pid, Signal::STOP)?;
-    ensure!(
-        exists(&lock_file, State::Held, Access::Read)?,
-        "import was stopped too late: the image is too small for this test"
-    );
 
-    // Creating a container writes a layer record.
-    let mut create = scene
-        .own
-        .command("podman")
-        .args(["create", "--name", "waiting", IMAGE, "true"])
-        .stdout(Stdio::null())
-        .spawn()?;
-    wait_until("podman waits for the write lock", LIMIT, || {
-        ensure!(
-            create.try_wait()?.is_none(),
-            "podman did not wait for the lock"
-        );
-        exists(&lock_file, State::Waiting, Access::Write)
-    })?;
+    // Each of these needs the write lock of the layers.
+    for command in [
+        &["create", "--name", "meanwhile", IMAGE, "true"][..],
+        &["rm", "meanwhile"],
+        &["rmi", IMAGE],
+    ] {
+        scene.own.ok(command)?;
+    }
     kill_process(pid, Signal::CONT)?;
-    ensure!(import.wait()?.success(), "import failed");
-    ensure!(create.wait()?.success(), "podman failed");
+    let ended = import.wait_with_output()?;
+    let errors = String::from_utf8_lossy(&ended.stderr);
+    ensure!(
+        !ended.status.success() && errors.contains("removed or changed"),
+        "import of an image that was removed meanwhile: {}: {errors}",
+        ended.status
+    );
+    scene.store.ok(&["fsck"])?;
+    scene.store.finish(&["inspect", IMAGE])?.refused()?;
     Ok(())
 }
