@@ -88,7 +88,7 @@ fn a_layer_that_is_removed_while_it_is_read_is_said_to_be_removed() {
     // As the engine does it: mark, record, files.
     root.mark_layers_written();
     root.change_layer(&made, |record| {
-        record["flags"] = json!({"incomplete": true})
+        record["flags"] = json!({"incomplete": true});
     });
     assert!(open.open_file(&EntryName::from("a")).is_ok());
     let error = open.check_unchanged().unwrap_err();

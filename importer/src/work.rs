@@ -270,11 +270,7 @@ pub(crate) struct Source {
 
 impl Source {
     /// Opens the file and makes sure that it has the size that tar-split says.
-    pub(crate) fn open(
-        layer: &OpenLayer,
-        name: &EntryName,
-        size: u64,
-    ) -> Result<Self, FileError> {
+    pub(crate) fn open(layer: &OpenLayer, name: &EntryName, size: u64) -> Result<Self, FileError> {
         Self::of(layer.open_file(name).map_err(FileError::Open)?, size)
     }
 
