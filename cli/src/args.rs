@@ -73,7 +73,7 @@ pub(crate) enum Command {
     ///
     /// Again with the same settings it does nothing; with others it fails and names both.
     Init(Init),
-    /// Import images from podman's storage, reflinking their files
+    /// Import images: from podman's storage, reflinking their files, or from layouts and archives
     ///
     /// A user imports from their own storage: the program goes on in a user namespace with the user's
     /// IDs of /etc/subuid and /etc/subgid, as podman does.
@@ -81,6 +81,8 @@ pub(crate) enum Command {
 Examples:
   composefs-store import localhost/app:1 registry.example/debian:12
   composefs-store import --no-copy --tag base 3f1c0e9a
+  composefs-store import --tag os:44 --platform linux/arm64 oci:/srv/layout:44
+  podman save app:1 | composefs-store import docker-archive:/dev/stdin
   composefs-store import --storage-root /srv/containers/storage --publish localhost/app:1")]
     Import(Import),
     /// List the images in the repository
@@ -169,10 +171,13 @@ pub(crate) struct Init {
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// A name, ID, unique ID prefix or digest in podman's storage
+    /// A name, ID, unique ID prefix or digest in podman's storage, or TRANSPORT:… as for skopeo
+    ///
+    /// Transports: containers-storage:NAME, oci:DIR[:NAME|@DIGEST], oci-archive:FILE[:NAME|@DIGEST],
+    /// docker-archive:FILE[:NAME|:@POSITION], dir:DIR. Archives may be compressed or come through a pipe.
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<String>,
-    /// Name of the image in the repository [default: its name in podman's storage]
+    /// Name of the image in the repository [default: the full names that it has where it comes from]
     #[arg(long, value_name = "NAME")]
     pub(crate) tag: Vec<String>,
     /// podman's storage [default: graphroot of storage.conf]
@@ -189,6 +194,14 @@ pub(crate) struct Import {
     /// How many files to read at a time [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) jobs: Option<u16>,
+    /// The platform to choose from an index, as os/arch[/variant] [default: this host's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<importer::source::Platform>,
+    /// Most bytes of uncompressed layers that are read, with a suffix K, M, G or T
+    ///
+    /// For images that come compressed. Without it the limit is the space that is free in the repository.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) max_size: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -392,4 +405,21 @@ pub(crate) struct Fsck {
     /// How many objects to check at a time [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) jobs: Option<u16>,
+}
+
+/// A number of bytes, with a suffix for powers of 1024.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        suffix => return Err(format!("{suffix:?} is not one of K, M, G, T")),
+    };
+    let number: u64 = digits.parse().map_err(|_| "it is not a number of bytes")?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "it is too large".into())
 }

@@ -92,6 +92,12 @@ pub enum LayerError {
     /// The blob is compressed in a way that is not known here.
     #[error("the blob is compressed with {0}, which is not supported; gzip and zstd are")]
     Compression(&'static str),
+    /// More comes out of the image's blobs than is allowed.
+    #[error("the layers have more than {limit} bytes when they are uncompressed; --max-size allows more")]
+    TooLarge {
+        /// How many bytes are allowed for all layers together.
+        limit: u64,
+    },
     /// What the tar-split or the blob holds is no tar that can be imported.
     #[error("it holds no valid tar")]
     Tar(#[from] repository::layers::TarError),

@@ -25,7 +25,7 @@ use crate::report::{
     Counts, ImportReport, LayerOutcome, LayerReport, Outcome, Tally, Times, Warning,
 };
 use crate::source::{SourceImage, SourceLayer};
-use crate::work::{Context, Job, Stop};
+use crate::work::{Budget, Context, Job, Stop};
 
 /// What is committed together, in bytes of uncompressed layers: what an interrupted import has to read
 /// again at most, if its layers are not larger.
@@ -48,6 +48,9 @@ pub struct ImportOptions {
     pub tags: Vec<Tag>,
     /// Stops the import when set.
     pub cancel: Cancel,
+    /// Most bytes of uncompressed tars that are read from blobs, all layers together. `None`: the space
+    /// that is free in the repository when the import begins ([`free_space`]), as no more can be stored.
+    pub max_size: Option<u64>,
 }
 
 impl Default for ImportOptions {
@@ -57,6 +60,7 @@ impl Default for ImportOptions {
             jobs: None,
             tags: Vec::new(),
             cancel: Cancel::new(),
+            max_size: None,
         }
     }
 }
@@ -67,6 +71,17 @@ impl ImportOptions {
             .or_else(|| std::thread::available_parallelism().ok())
             .map_or(1, NonZeroUsize::get)
     }
+}
+
+/// The bytes that are free on the repository's filesystem for whoever runs this.
+pub fn free_space(repository: &Repository) -> Result<u64, ImportError> {
+    let path = repository.path();
+    let stat = rustix::fs::statvfs(path).map_err(|error| repository::Error::Io {
+        action: "ask for the free space of",
+        path: path.to_owned(),
+        source: error.into(),
+    })?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Brings an image into the repository, verified, and tags it.
@@ -94,6 +109,10 @@ pub fn import_image(
         options,
         progress,
         layers: &image.layers,
+        budget: Budget::new(match options.max_size {
+            Some(size) => size,
+            None => free_space(repository)?,
+        }),
         streams: HashMap::new(),
         reports: vec![None; image.layers.len()],
         times: Times::default(),
@@ -170,6 +189,8 @@ struct Import<'a> {
     options: &'a ImportOptions,
     progress: &'a dyn Progress,
     layers: &'a [SourceLayer<'a>],
+    /// What may still be read from blobs.
+    budget: Budget,
     /// The splitstreams of layers that are in the repository or staged.
     streams: HashMap<DiffId, VerityDigest>,
     reports: Vec<Option<LayerReport>>,
@@ -261,6 +282,7 @@ impl<'a> Import<'a> {
             algorithm: self.repository.algorithm(),
             copy: self.options.copy,
             buffers: (BUFFERS.max(2 * jobs) / readers).max(2),
+            budget: &self.budget,
             stop: Stop::new(&self.options.cancel),
         };
         let next = AtomicUsize::new(0);

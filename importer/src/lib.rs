@@ -38,6 +38,7 @@
 #![forbid(unsafe_code)]
 
 mod cancel;
+mod compression;
 mod error;
 mod image;
 mod layer;
@@ -50,6 +51,6 @@ mod work;
 
 pub use cancel::Cancel;
 pub use error::{FileError, ImportError, LayerError, MemberProblem};
-pub use image::{ImportOptions, import_image};
+pub use image::{ImportOptions, free_space, import_image};
 pub use progress::{Event, LayerPlan, Progress, Quiet, Stage};
 pub use report::{Counts, ImportReport, LayerOutcome, LayerReport, Outcome, Tally, Times, Warning};

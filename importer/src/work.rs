@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use composefs_image::{Algorithm, VerityDigest, leaf_hashes, verity_digest};
 use containers_storage::{ContentCrc, EntryName, OpenLayer};
@@ -31,7 +31,33 @@ pub(crate) struct Context<'a> {
     pub(crate) copy: CopyPolicy,
     /// How many buffers each layer in work has.
     pub(crate) buffers: usize,
+    pub(crate) budget: &'a Budget,
     pub(crate) stop: Stop<'a>,
+}
+
+/// How much may come out of blobs, in bytes. A few compressed bytes can make any number of others.
+pub(crate) struct Budget {
+    limit: u64,
+    used: AtomicU64,
+}
+
+impl Budget {
+    pub(crate) fn new(limit: u64) -> Self {
+        Self {
+            limit,
+            used: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Takes some of it; whether there was as much.
+    pub(crate) fn take(&self, bytes: u64) -> bool {
+        let used = self.used.fetch_add(bytes, Ordering::Relaxed);
+        used.saturating_add(bytes) <= self.limit
+    }
 }
 
 /// Whether to go on: until the import is cancelled or one of its layers fails.
@@ -350,6 +376,7 @@ mod tests {
             algorithm: repository.algorithm(),
             copy: CopyPolicy::Allow,
             buffers: 1,
+            budget: &Budget::new(0),
             stop: Stop::new(&cancel),
         };
         let path = dir.path().join("file");

@@ -9,13 +9,11 @@ use std::io::{self, Cursor, Read, Write};
 use flate2::{Compression, write::GzEncoder};
 use importer::source::{Blob, LayerContent, SourceError, SourceImage, SourceLayer};
 use importer::{
-    Counts, ImportError, ImportOptions, ImportReport, LayerError, MemberProblem, Outcome, Quiet,
-    Tally, import_image,
+    Counts, ImportError, ImportOptions, ImportReport, LayerError, MemberProblem, Outcome, Tally,
 };
-use repository::oci::{BlobDigest, ConfigDigest, DiffId, LayerDescriptor, NamesStream};
-use repository::splitstream::copy_stream;
-use repository::{Algorithm, InitOptions, Repository, Security, Tag};
+use repository::oci::{BlobDigest, ConfigDigest, DiffId, LayerDescriptor};
 use serde_json::json;
+use support::repo::{self, Repo};
 use support::{Entry, LayerData, dir, file, hard_link, link, member, noise};
 
 /// A blob in memory; `error` is what reading it ends with.
@@ -102,67 +100,20 @@ fn image(layers: Vec<Layer>) -> SourceImage<'static> {
     SourceImage {
         name: "memory:test".into(),
         id: None,
+        names: Vec::new(),
+        indexes: Vec::new(),
         manifest,
         config,
         layers: layers.collect(),
     }
 }
 
-struct Repo {
-    _dir: tempfile::TempDir,
-    repository: Repository,
+fn import(repo: &Repo, layers: Vec<Layer>) -> Result<ImportReport, ImportError> {
+    repo.import(&image(layers))
 }
 
-impl Repo {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let options = InitOptions {
-            algorithm: Algorithm::Sha256,
-            security: Security::Insecure,
-            ..InitOptions::default()
-        };
-        Repository::init(dir.path(), &options).unwrap();
-        Self {
-            repository: Repository::open(dir.path()).unwrap(),
-            _dir: dir,
-        }
-    }
-
-    fn import(&self, layers: Vec<Layer>) -> Result<ImportReport, ImportError> {
-        let options = ImportOptions {
-            tags: vec![Tag::new("test").unwrap()],
-            ..ImportOptions::default()
-        };
-        import_image(&self.repository, &image(layers), &options, &Quiet)
-    }
-
-    fn layer_tar(&self, diff_id: &DiffId) -> Vec<u8> {
-        let stream = self.repository.stream(&diff_id.stream_name()).unwrap();
-        let mut tar = Vec::new();
-        copy_stream(&self.repository, &stream.unwrap(), &mut tar).unwrap();
-        tar
-    }
-}
-
-/// What the one layer is refused for; nothing of it may stay.
 fn refused(layer: Layer) -> LayerError {
-    let repo = Repo::new();
-    let error = repo.import(vec![layer]).unwrap_err();
-    assert!(repo.repository.streams().unwrap().entries.is_empty());
-    assert!(repo.repository.staging().unwrap().is_empty());
-    for shard in 0..=255 {
-        assert!(
-            repo.repository
-                .objects_in(shard)
-                .unwrap()
-                .entries
-                .is_empty()
-        );
-    }
-    match error {
-        ImportError::Layer { source, .. } => source,
-        other => panic!("{other:?}"),
-    }
+    repo::refused(&image(vec![layer]), ImportOptions::default())
 }
 
 fn entries() -> Vec<Entry> {
@@ -222,7 +173,7 @@ fn a_layer_is_the_same_however_it_is_compressed() {
     let mut rootfs = Vec::new();
     for blob in blobs {
         let repo = Repo::new();
-        let report = repo.import(vec![Layer::of(&tar, blob)]).unwrap();
+        let report = import(&repo, vec![Layer::of(&tar, blob)]).unwrap();
         assert_eq!(report.outcome, Outcome::Imported);
         assert_eq!(repo.layer_tar(&DiffId::of(&tar)), tar);
         let Counts {
@@ -248,7 +199,7 @@ fn layers_of_several_blobs_are_read_side_by_side() {
         .collect();
     let repo = Repo::new();
     let layers = tars.iter().map(|tar| Layer::of(tar, gzip(tar))).collect();
-    let report = repo.import(layers).unwrap();
+    let report = import(&repo, layers).unwrap();
     assert_eq!(report.layers.len(), 12);
     for tar in &tars {
         assert_eq!(repo.layer_tar(&DiffId::of(tar)), *tar);
@@ -369,6 +320,39 @@ fn an_empty_blob_is_an_empty_layer() {
     let repo = Repo::new();
     let tar = LayerData::new(&entries()).tar;
     let layers = vec![Layer::of(&tar, tar.clone()), Layer::of(b"", Vec::new())];
-    let report = repo.import(layers).unwrap();
+    let report = import(&repo, layers).unwrap();
     assert_eq!(report.layers[1].tar_bytes, 0);
+}
+
+#[test]
+fn layers_that_become_larger_than_allowed_are_refused() {
+    let tar = LayerData::new(&[dir("usr"), file("usr/zeros", vec![0; 50 << 20])]).tar;
+    let allowed = |max_size| ImportOptions {
+        max_size: Some(max_size),
+        ..ImportOptions::default()
+    };
+    for blob in [gzip(&tar), zstd(&tar)] {
+        assert!(blob.len() < 1 << 20);
+        let image = image(vec![Layer::of(&tar, blob)]);
+        let error = repo::refused(&image, allowed(tar.len() as u64 - 1));
+        assert!(matches!(error, LayerError::TooLarge { limit } if limit == tar.len() as u64 - 1));
+        Repo::new()
+            .import_with(&image, allowed(tar.len() as u64))
+            .unwrap();
+    }
+}
+
+#[test]
+fn the_limit_is_one_for_all_layers_together() {
+    let tars: Vec<_> = (0..3)
+        .map(|seed| LayerData::new(&[dir("usr"), file("usr/f", noise(seed, 300_000))]).tar)
+        .collect();
+    let sum: usize = tars.iter().map(Vec::len).sum();
+    let layers = tars.iter().map(|tar| Layer::of(tar, gzip(tar))).collect();
+    let options = ImportOptions {
+        max_size: Some(sum as u64 - 1),
+        ..ImportOptions::default()
+    };
+    let error = repo::refused(&image(layers), options);
+    assert!(matches!(error, LayerError::TooLarge { .. }), "{error:?}");
 }

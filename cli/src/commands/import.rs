@@ -5,8 +5,10 @@ use std::num::NonZeroUsize;
 
 use anyhow::{Context as _, bail};
 use containers_storage::{Interrupt as LockInterrupt, OpenOptions, Storage, rootless};
-use importer::source::from_storage;
-use importer::{Counts, ImportOptions, ImportReport, LayerOutcome, Tally, Times, import_image};
+use importer::source::{Reference, SourceError, SourceOptions};
+use importer::{
+    Counts, ImportOptions, ImportReport, LayerOutcome, Tally, Times, free_space, import_image,
+};
 use repository::{CopyPolicy, Repository, Tag, oci};
 use serde::Serialize;
 
@@ -32,27 +34,14 @@ pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome
     }
     let interrupt = Interrupt::watch(&context.channel)?;
     let repository = repo::open(&context.repo)?;
-    let cancel = interrupt.cancel.clone();
-    let storage = Storage::open(&OpenOptions {
-        root: args.storage_root.clone(),
-        conf: None,
-    })?
-    .interrupted_by(LockInterrupt::when(move || cancel.is_cancelled()));
     let mut report = Report {
         imported: Vec::new(),
         published: Vec::new(),
     };
     for (index, name) in args.images.iter().enumerate() {
         context.channel.image(name, index, args.images.len());
-        let imported = import_one(
-            &repository,
-            &storage,
-            name,
-            args,
-            &interrupt,
-            &context.channel,
-        )
-        .with_context(|| format!("cannot import {name}"))?;
+        let imported = import_one(&repository, name, args, &interrupt, &context.channel)
+            .with_context(|| format!("cannot import {name}"))?;
         context.channel.imported(&imported);
         if context.style == Style::Text {
             print(&imported)?;
@@ -81,20 +70,38 @@ pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome
 
 fn import_one(
     repository: &Repository,
-    storage: &Storage,
     name: &str,
     args: &Import,
     interrupt: &Interrupt,
     channel: &Channel,
 ) -> anyhow::Result<ImportReport> {
-    let image = storage.find_image(name)?;
+    let max_size = match args.max_size {
+        Some(size) => size,
+        None => free_space(repository)?,
+    };
+    let storage = || {
+        let options = OpenOptions {
+            root: args.storage_root.clone(),
+            conf: None,
+        };
+        let cancel = interrupt.cancel.clone();
+        let storage = Storage::open(&options).map_err(SourceError::from)?;
+        Ok::<_, SourceError>(
+            storage.interrupted_by(LockInterrupt::when(move || cancel.is_cancelled())),
+        )
+    };
+    let from = SourceOptions {
+        platform: args.platform.clone(),
+        max_size: Some(max_size),
+    };
+    let image = Reference::parse(name)?.open(storage, &from)?;
     let names = if args.tag.is_empty() {
-        image.names()
+        &image.names
     } else {
         &args.tag
     };
     if names.is_empty() {
-        bail!("it has no name in podman's storage; give it one with --tag NAME");
+        bail!("it has no full name where it is; give it one with --tag NAME");
     }
     let options = ImportOptions {
         copy: if args.no_copy {
@@ -105,8 +112,8 @@ fn import_one(
         jobs: args.jobs.and_then(|jobs| NonZeroUsize::new(jobs.into())),
         tags: names.iter().map(Tag::new).collect::<Result<_, _>>()?,
         cancel: interrupt.cancel.clone(),
+        max_size: Some(max_size),
     };
-    let image = from_storage(&image)?;
     let progress = channel.import();
     Ok(interrupt.at_work(|| import_image(repository, &image, &options, progress.as_ref()))?)
 }

@@ -1,28 +1,20 @@
 //! The front end for blobs: a tar that comes as it is or compressed, read once from its beginning.
 //!
-//! Like podman it goes by the first bytes, not by the media type. Concatenated gzip members and zstd
-//! frames are one tar, and the skippable frames of zstd:chunked are skipped. The blob is hashed as it
-//! comes in and read to its end, behind the end of the tar too, so that its digest and size can be
-//! compared with those of the manifest.
+//! The blob is hashed as it comes in and read to its end, behind the end of the tar too, so that its
+//! digest and size can be compared with those of the manifest.
 
-use std::io::{self, BufReader, Chain, Cursor, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 
-use flate2::bufread::MultiGzDecoder;
 use repository::oci::{BlobDigest, LayerDescriptor};
 use sha2::{Digest as _, Sha256};
 
 use super::{Imported, Layer};
+use crate::compression::{OpenError, Uncompressed};
 use crate::error::LayerError;
 use crate::source::Blob;
 
 /// How much of the tar is looked at in one go, in bytes.
 const CHUNK: usize = 64 * 1024;
-
-/// log2 of the largest zstd window that is accepted, which is memory: the limit of the zstd tool.
-const WINDOW_LOG_MAX: u32 = 27;
-
-/// Bytes that tell the compressions apart.
-const MAGIC: usize = 6;
 
 /// Reads a blob, and compares it with what the manifest says of it.
 pub(super) fn read(
@@ -31,13 +23,16 @@ pub(super) fn read(
     mut layer: Layer<'_>,
 ) -> Result<Imported, LayerError> {
     let verified = Verified::new(blob.open()?, descriptor.map(|it| it.size));
-    let mut tar = Tar::open(verified)?;
-    let read = read_tar(&mut tar, &mut layer);
-    if matches!(read, Err(LayerError::Stopped)) {
-        return Err(LayerError::Stopped);
-    }
+    let mut tar = Uncompressed::open(verified).map_err(|error| match error {
+        OpenError::Read(error) => LayerError::Read(error),
+        OpenError::Unsupported(name) => LayerError::Compression(name),
+    })?;
+    let read = match read_tar(&mut tar, &mut layer) {
+        Err(error @ (LayerError::Stopped | LayerError::TooLarge { .. })) => return Err(error),
+        read => read,
+    };
     // Whatever else is wrong with a blob that is not the right one does not matter.
-    let drained = tar.into_blob().finish(descriptor);
+    let drained = tar.into_inner().finish(descriptor);
     if let Err(error @ (LayerError::BlobDigest { .. } | LayerError::BlobSize { .. })) = drained {
         return Err(error);
     }
@@ -54,7 +49,14 @@ fn read_tar(tar: &mut impl Read, layer: &mut Layer<'_>) -> Result<(), LayerError
         }
         match tar.read(&mut chunk) {
             Ok(0) => return Ok(()),
-            Ok(count) => layer.tar(&chunk[..count])?,
+            Ok(count) => {
+                let budget = layer.context.budget;
+                if !budget.take(count as u64) {
+                    let limit = budget.limit();
+                    return Err(LayerError::TooLarge { limit });
+                }
+                layer.tar(&chunk[..count])?;
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(LayerError::Read(error)),
         }
@@ -120,80 +122,5 @@ impl<R: Read> Read for Verified<R> {
         self.read += count as u64;
         self.sha256.update(&buffer[..count]);
         Ok(count)
-    }
-}
-
-/// A blob from its beginning, of which the first bytes were looked at.
-type Whole<R> = BufReader<Chain<Cursor<Vec<u8>>, Verified<R>>>;
-
-/// The tar in a blob.
-enum Tar<R: Read> {
-    Plain(Whole<R>),
-    Gzip(Box<MultiGzDecoder<Whole<R>>>),
-    Zstd(Box<zstd::Decoder<'static, Whole<R>>>),
-}
-
-impl<R: Read> Tar<R> {
-    fn open(mut blob: Verified<R>) -> Result<Self, LayerError> {
-        let mut magic = Vec::with_capacity(MAGIC);
-        (&mut blob)
-            .take(MAGIC as u64)
-            .read_to_end(&mut magic)
-            .map_err(LayerError::Read)?;
-        let compression = Compression::of(&magic);
-        let whole = BufReader::with_capacity(CHUNK, Cursor::new(magic).chain(blob));
-        match compression {
-            Compression::None => Ok(Self::Plain(whole)),
-            Compression::Gzip => Ok(Self::Gzip(Box::new(MultiGzDecoder::new(whole)))),
-            Compression::Zstd => {
-                let decoder = zstd::Decoder::with_buffer(whole).and_then(|mut decoder| {
-                    decoder.window_log_max(WINDOW_LOG_MAX)?;
-                    Ok(decoder)
-                });
-                Ok(Self::Zstd(Box::new(decoder.map_err(LayerError::Read)?)))
-            }
-            Compression::Unsupported(name) => Err(LayerError::Compression(name)),
-        }
-    }
-
-    fn into_blob(self) -> Verified<R> {
-        let whole = match self {
-            Self::Plain(whole) => whole,
-            Self::Gzip(decoder) => decoder.into_inner(),
-            Self::Zstd(decoder) => decoder.finish(),
-        };
-        whole.into_inner().into_inner().1
-    }
-}
-
-impl<R: Read> Read for Tar<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(tar) => tar.read(buffer),
-            Self::Gzip(tar) => tar.read(buffer),
-            Self::Zstd(tar) => tar.read(buffer),
-        }
-    }
-}
-
-/// How a blob is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Compression {
-    None,
-    Gzip,
-    Zstd,
-    Unsupported(&'static str),
-}
-
-impl Compression {
-    fn of(magic: &[u8]) -> Self {
-        match magic {
-            [0x1f, 0x8b, 8, ..] => Self::Gzip,
-            // A frame, or a skippable frame in front of one.
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
-            [b'B', b'Z', b'h', ..] => Self::Unsupported("bzip2"),
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => Self::Unsupported("xz"),
-            _ => Self::None,
-        }
     }
 }

@@ -16,17 +16,43 @@
 //! layer that the repository has. What goes wrong before a byte is read is a [`SourceError`]; what goes
 //! wrong later is an [`io::Error`](std::io::Error) of the reader.
 
+mod archive;
+mod directory;
+mod docker_archive;
+mod files;
+mod layout;
+mod platform;
+mod reference;
+mod section;
 mod storage;
 
 use std::fmt;
-use std::io::Read;
+use std::io::{self, Read};
+use std::path::PathBuf;
 
 use containers_storage::{ImageId, Layer};
-use repository::oci::{DiffId, LayerDescriptor};
+use repository::layers::TarError;
+use repository::oci::{Config, DiffId, DocumentError, LayerDescriptor, Manifest, check_pair};
 use thiserror::Error;
 
 use crate::progress::LayerPlan;
+pub use directory::from_directory;
+pub use docker_archive::{ArchiveImage, from_docker_archive};
+pub use layout::{LayoutImage, from_oci_archive, from_oci_layout};
+pub use platform::{InvalidPlatform, Platform};
+pub use reference::{InvalidReference, Reference};
 pub use storage::from_storage;
+
+/// What is asked of a source beside the image's name. Made as
+/// `SourceOptions { platform, ..SourceOptions::default() }`: options are added.
+#[derive(Debug, Clone, Default)]
+pub struct SourceOptions {
+    /// The platform to choose where there are images for several; `None`: this host's. One that is
+    /// given must be that of the image found.
+    pub platform: Option<Platform>,
+    /// Most bytes that uncompressing an archive, or a layer of one, may make.
+    pub max_size: Option<u64>,
+}
 
 /// An image as a source has it, with nothing verified yet.
 #[derive(Debug)]
@@ -35,12 +61,53 @@ pub struct SourceImage<'s> {
     pub name: String,
     /// The ID under which the source keeps it, where that may be another than the config's digest.
     pub id: Option<ImageId>,
+    /// The full names that it has there.
+    pub names: Vec<String>,
+    /// The indexes by which the manifest was chosen, outermost first.
+    pub indexes: Vec<Vec<u8>>,
     /// The manifest's bytes.
     pub manifest: Vec<u8>,
     /// The config's bytes.
     pub config: Vec<u8>,
     /// The layers, bottom first: one for each diff ID of the config.
     pub layers: Vec<SourceLayer<'s>>,
+}
+
+impl<'s> SourceImage<'s> {
+    /// An image whose layers are the blobs that its manifest describes; `blob` finds each of them.
+    pub fn of_blobs(
+        name: String,
+        manifest: &Manifest,
+        config: &Config,
+        mut blob: impl FnMut(&LayerDescriptor) -> Result<Box<dyn Blob + 's>, SourceError>,
+    ) -> Result<Self, SourceError> {
+        check_pair(manifest, config).map_err(|source| SourceError::Image {
+            image: name.clone(),
+            source,
+        })?;
+        let layers = config.diff_ids().iter().zip(manifest.layers());
+        let layers = layers.map(|(diff_id, descriptor)| {
+            // A blob with the layer's own digest is not compressed.
+            let is_tar = descriptor.digest.as_bytes() == diff_id.as_bytes();
+            Ok(SourceLayer {
+                diff_id: *diff_id,
+                size: is_tar.then_some(descriptor.size),
+                content: LayerContent::Blob {
+                    blob: blob(descriptor)?,
+                    descriptor: Some(descriptor.clone()),
+                },
+            })
+        });
+        Ok(Self {
+            layers: layers.collect::<Result<_, SourceError>>()?,
+            name,
+            id: None,
+            names: Vec::new(),
+            indexes: Vec::new(),
+            manifest: manifest.bytes().to_vec(),
+            config: config.bytes().to_vec(),
+        })
+    }
 }
 
 /// A layer of an image.
@@ -88,6 +155,151 @@ pub enum SourceError {
     /// podman's storage.
     #[error(transparent)]
     Storage(#[from] containers_storage::Error),
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// An archive is no tar.
+    #[error("{} is no tar archive of images", path.display())]
+    Tar {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: TarError,
+    },
+    /// More members than an archive of images has.
+    #[error("{} has more than {limit} members", path.display())]
+    TooManyMembers {
+        /// The archive.
+        path: PathBuf,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// It is larger than allowed when it is uncompressed.
+    #[error("{} has more than {limit} bytes when it is uncompressed; --max-size allows more", path.display())]
+    TooLarge {
+        /// The archive, or the layer in it.
+        path: PathBuf,
+        /// How many bytes are allowed.
+        limit: u64,
+    },
+    /// It is compressed in a way that is not known here.
+    #[error("{} is compressed with {compression}, which is not supported; gzip and zstd are", path.display())]
+    Compression {
+        /// The archive, or the layer in it.
+        path: PathBuf,
+        /// What it is compressed with.
+        compression: &'static str,
+    },
+    /// A file of the image is missing.
+    #[error("{} has no {name}", path.display())]
+    Missing {
+        /// The directory or archive.
+        path: PathBuf,
+        /// The file in it.
+        name: String,
+    },
+    /// Something else is in the place of a file.
+    #[error("{name} in {} is not a regular file", path.display())]
+    NotAFile {
+        /// The directory or archive.
+        path: PathBuf,
+        /// What is no file in it.
+        name: String,
+    },
+    /// A document does not have the digest and size that its index gives.
+    #[error("{name} in {} was altered: its digest or size is not the one that the index gives", path.display())]
+    Altered {
+        /// The directory or archive.
+        path: PathBuf,
+        /// The document in it.
+        name: String,
+    },
+    /// A document that is not what it should be.
+    #[error("{name} in {} cannot be used", path.display())]
+    Document {
+        /// The directory or archive.
+        path: PathBuf,
+        /// The document in it.
+        name: String,
+        /// What is wrong with it.
+        source: DocumentError,
+    },
+    /// A manifest and a config that do not belong together.
+    #[error("{image}: the manifest or config cannot be used")]
+    Image {
+        /// The image, with its transport.
+        image: String,
+        /// What is wrong.
+        source: DocumentError,
+    },
+    /// A file is not the JSON it should be.
+    #[error("{} cannot be parsed", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A version of a format that is not known here.
+    #[error("{} is of the version {version:?}, which is not known", path.display())]
+    Version {
+        /// The directory.
+        path: PathBuf,
+        /// What it says of its version.
+        version: String,
+    },
+    /// An archive of Docker before 1.10.
+    #[error(
+        "{} has no manifest.json: it is of a Docker before 1.10; load it there and save it again",
+        path.display()
+    )]
+    OldDockerArchive {
+        /// The archive.
+        path: PathBuf,
+    },
+    /// There is no such image.
+    #[error("{image}: there is no such image; there are: {}", list(available))]
+    NotFound {
+        /// What was asked for.
+        image: String,
+        /// How those that are there can be asked for.
+        available: Vec<String>,
+    },
+    /// There is more than one image.
+    #[error("{image}: there are several images, append one of: {}", list(available))]
+    SeveralImages {
+        /// What was asked for.
+        image: String,
+        /// How each of them can be asked for.
+        available: Vec<String>,
+    },
+    /// There is no image for the platform.
+    #[error("{image}: there is no image for {wanted}; there are: {}", list(available))]
+    NoPlatform {
+        /// What was asked for.
+        image: String,
+        /// The platform.
+        wanted: Platform,
+        /// Those that there are images for.
+        available: Vec<Platform>,
+    },
+}
+
+/// Enough of the values for a message.
+fn list<T: fmt::Display>(values: &[T]) -> String {
+    const SOME: usize = 12;
+    let mut texts: Vec<_> = values.iter().take(SOME).map(ToString::to_string).collect();
+    match values.len() {
+        0 => texts.push("none".into()),
+        count if count > SOME => texts.push(format!("and {} more", count - SOME)),
+        _ => {}
+    }
+    texts.join(", ")
 }
 
 impl SourceLayer<'_> {

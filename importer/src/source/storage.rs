@@ -18,6 +18,8 @@ pub fn from_storage(image: &Image) -> Result<SourceImage<'static>, SourceError> 
     Ok(SourceImage {
         name: format!("containers-storage:{name}"),
         id: Some(image.id().clone()),
+        names: image.names().to_vec(),
+        indexes: Vec::new(),
         manifest: image.manifest()?,
         config: image.config()?,
         layers: layers.collect(),

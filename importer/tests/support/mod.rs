@@ -1,6 +1,8 @@
 //! Generated containers-storage roots: what podman would have written for given tar entries, without
 //! podman, so that every part of it can be damaged.
 
+pub(crate) mod repo;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
@@ -55,7 +57,7 @@ pub(crate) fn member(name: &'static str, kind: u8, content: impl Into<Vec<u8>>) 
     entry(name, kind, "", content.into())
 }
 
-fn entry(name: &'static str, kind: u8, link: &'static str, content: Vec<u8>) -> Entry {
+pub(crate) fn entry(name: &'static str, kind: u8, link: &'static str, content: Vec<u8>) -> Entry {
     Entry {
         name,
         kind,

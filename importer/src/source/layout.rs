@@ -1,0 +1,168 @@
+//! An OCI image layout, in a directory (`oci:`) or a tar (`oci-archive:`).
+//!
+//! Follows the OCI image specification, "image layout", and podman where that leaves a choice. Own code
+//! and not the crate `ocidir`: what that would save is joining `blobs/sha256/` and a digest. It links
+//! OpenSSL, reads `index.json` whatever its size, chooses the host's platform only, and refuses the media
+//! types of Docker and indexes in indexes, which podman writes and reads.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::{Descriptor, ImageIndex};
+use repository::oci::ManifestDigest;
+
+use super::archive::{Archive, Duplicates};
+use super::files::{Content, Files, Naming};
+use super::{SourceError, SourceImage, SourceOptions};
+
+/// The key of a manifest's name in `index.json`.
+const NAME: &str = "org.opencontainers.image.ref.name";
+
+/// The full name, where the other one may be a tag only.
+const FULL_NAME: &str = "io.containerd.image.name";
+
+/// Which image of an OCI layout is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LayoutImage {
+    /// The only one.
+    Only,
+    /// The one of this name: the annotation `org.opencontainers.image.ref.name`.
+    Name(String),
+    /// The one with this digest, which may be that of an index.
+    Digest(ManifestDigest),
+    /// The one at this place in `index.json`, from 0.
+    Position(usize),
+}
+
+/// An image of a layout in a directory.
+pub fn from_oci_layout(
+    directory: &Path,
+    image: &LayoutImage,
+    options: &SourceOptions,
+) -> Result<SourceImage<'static>, SourceError> {
+    let name = format!("oci:{}{}", directory.display(), suffix(image));
+    from_files(Files::directory(directory)?, name, image, options)
+}
+
+/// An image of a layout in a tar, which may be compressed.
+pub fn from_oci_archive(
+    file: &Path,
+    image: &LayoutImage,
+    options: &SourceOptions,
+) -> Result<SourceImage<'static>, SourceError> {
+    let name = format!("oci-archive:{}{}", file.display(), suffix(image));
+    let archive = Archive::open(file, Duplicates::Last, options)?;
+    from_files(Files::Archive(archive), name, image, options)
+}
+
+fn from_files(
+    files: Files,
+    name: String,
+    image: &LayoutImage,
+    options: &SourceOptions,
+) -> Result<SourceImage<'static>, SourceError> {
+    let content = Content {
+        files,
+        naming: Naming::Oci,
+        options,
+    };
+    let index = content.files.document("index.json")?;
+    let index = ImageIndex::from_reader(&index[..])
+        .map_err(|error| content.files.unusable("index.json")(error.into()))?;
+    let chosen = choose(&content, &name, image, index.manifests())?;
+    let bytes = content.described(chosen)?;
+    let found = content.image(name, bytes, chosen.media_type())?;
+    Ok(SourceImage {
+        names: full_name(chosen).into_iter().collect(),
+        ..found
+    })
+}
+
+fn choose<'d>(
+    content: &Content<'_>,
+    name: &str,
+    image: &LayoutImage,
+    descriptors: &'d [Descriptor],
+) -> Result<&'d Descriptor, SourceError> {
+    let fitting: Vec<_> = descriptors
+        .iter()
+        .enumerate()
+        .filter(|(position, descriptor)| match image {
+            // What belongs to an image, such as its signature, is not what is meant.
+            LayoutImage::Only => descriptor.artifact_type().is_none(),
+            LayoutImage::Name(wanted) => annotation(descriptor, NAME) == Some(wanted),
+            LayoutImage::Digest(wanted) => descriptor.digest().as_ref() == wanted.to_string(),
+            LayoutImage::Position(wanted) => position == wanted,
+        })
+        .map(|(_, descriptor)| descriptor)
+        .collect();
+    match fitting[..] {
+        [] => Err(SourceError::NotFound {
+            image: name.into(),
+            available: descriptors.iter().map(title).collect(),
+        }),
+        [descriptor] => Ok(descriptor),
+        // Several names for one image are one image.
+        [first, ..] if fitting.iter().all(|it| it.digest() == first.digest()) => Ok(first),
+        _ if fitting.iter().all(|it| it.platform().is_some()) => {
+            let fitting: Vec<_> = fitting.into_iter().cloned().collect();
+            let chosen = content.choose(name, &fitting)?.digest();
+            let is_chosen = |it: &&Descriptor| it.digest() == chosen;
+            descriptors
+                .iter()
+                .find(is_chosen)
+                .ok_or_else(|| SourceError::NotFound {
+                    image: name.into(),
+                    available: Vec::new(),
+                })
+        }
+        _ => Err(SourceError::SeveralImages {
+            image: name.into(),
+            available: fitting.into_iter().map(title).collect(),
+        }),
+    }
+}
+
+fn annotation<'d>(descriptor: &'d Descriptor, key: &str) -> Option<&'d String> {
+    descriptor.annotations().as_ref()?.get(key)
+}
+
+/// How an image can be asked for.
+fn title(descriptor: &Descriptor) -> String {
+    match annotation(descriptor, NAME) {
+        Some(name) => format!(":{name}"),
+        None => format!("@{}", descriptor.digest()),
+    }
+}
+
+/// The name of an image, if it is a full one and not a tag alone.
+fn full_name(descriptor: &Descriptor) -> Option<String> {
+    let full = annotation(descriptor, FULL_NAME);
+    let name = annotation(descriptor, NAME).filter(|name| name.contains(['/', ':']));
+    full.or(name).cloned()
+}
+
+fn suffix(image: &LayoutImage) -> String {
+    match image {
+        LayoutImage::Only => String::new(),
+        LayoutImage::Name(name) => format!(":{name}"),
+        LayoutImage::Digest(digest) => format!("@{digest}"),
+        LayoutImage::Position(position) => format!(":@{position}"),
+    }
+}
+
+/// `PATH[:NAME|@DIGEST|:@POSITION]`. As for podman, a path has no colon.
+pub(super) fn parse(text: &str) -> Option<(PathBuf, LayoutImage)> {
+    if let Some((path, digest)) = text.split_once('@')
+        && let Ok(digest) = digest.parse()
+    {
+        let path = path.strip_suffix(':').unwrap_or(path);
+        return (!path.is_empty()).then(|| (path.into(), LayoutImage::Digest(digest)));
+    }
+    let (path, image) = text.split_once(':').unwrap_or((text, ""));
+    let image = match image.strip_prefix('@') {
+        Some(position) => LayoutImage::Position(position.parse().ok()?),
+        None if image.is_empty() => LayoutImage::Only,
+        None => LayoutImage::Name(image.into()),
+    };
+    (!path.is_empty()).then(|| (path.into(), image))
+}
