@@ -93,7 +93,9 @@ pub enum LayerError {
     #[error("the blob is compressed with {0}, which is not supported; gzip and zstd are")]
     Compression(&'static str),
     /// More comes out of the image's blobs than is allowed.
-    #[error("the layers have more than {limit} bytes when they are uncompressed; --max-size allows more")]
+    #[error(
+        "the layers have more than {limit} bytes when they are uncompressed; --max-size allows more"
+    )]
     TooLarge {
         /// How many bytes are allowed for all layers together.
         limit: u64,

@@ -70,12 +70,9 @@ impl Files {
     }
 
     fn tar(&self) -> Vec<u8> {
-        tar_of(
-            self.0
-                .iter()
-                .map(|(name, content)| file(name.clone().leak(), &content[..]))
-                .collect(),
-        )
+        let files = self.0.iter();
+        let members = files.map(|(name, content)| file(name.clone().leak(), &content[..]));
+        tar_of(&members.collect::<Vec<_>>())
     }
 
     fn archive(&self, at: &Path) -> PathBuf {
@@ -85,8 +82,8 @@ impl Files {
     }
 }
 
-fn tar_of(entries: Vec<Entry>) -> Vec<u8> {
-    LayerData::new(&entries).tar
+fn tar_of(entries: &[Entry]) -> Vec<u8> {
+    LayerData::new(entries).tar
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -106,7 +103,7 @@ fn config(diff_ids: &[DiffId], architecture: &str) -> Vec<u8> {
 }
 
 fn layer(seed: u64) -> Vec<u8> {
-    tar_of(vec![dir("usr"), file("usr/f", noise(seed, 70_000))])
+    tar_of(&[dir("usr"), file("usr/f", noise(seed, 70_000))])
 }
 
 fn with(mut descriptor: Value, key: &str, value: Value) -> Value {
@@ -202,7 +199,10 @@ fn an_image_is_found_by_name_digest_and_position() {
         files.image(&layer(1), "amd64"),
         files.image(&layer(2), "amd64"),
     );
-    files.index(&[named(one.clone(), "one"), named(two.clone(), "reg.io/two:2")]);
+    files.index(&[
+        named(one.clone(), "one"),
+        named(two.clone(), "reg.io/two:2"),
+    ]);
     let directory = files.directory(at.path());
     let found = |suffix: &str| {
         let image = open(&format!("oci:{}{suffix}", directory.display()));
@@ -216,7 +216,10 @@ fn an_image_is_found_by_name_digest_and_position() {
 
     let several = found("").unwrap_err();
     assert!(matches!(several, SourceError::SeveralImages { .. }));
-    for text in [several.to_string(), found(":three").unwrap_err().to_string()] {
+    for text in [
+        several.to_string(),
+        found(":three").unwrap_err().to_string(),
+    ] {
         assert!(text.contains(":one, :reg.io/two:2"), "{text}");
     }
     assert!(matches!(found(":@2"), Err(SourceError::NotFound { .. })));
@@ -244,7 +247,11 @@ fn an_index_is_resolved_by_platform_also_within_an_index() {
     let reference = format!("oci:{}:app", directory.display());
     let found = |text| {
         let image = open_with(&reference, &platform(text))?;
-        let indexes: Vec<_> = image.indexes.iter().map(|it| ManifestDigest::of(it)).collect();
+        let indexes: Vec<_> = image
+            .indexes
+            .iter()
+            .map(|it| ManifestDigest::of(it))
+            .collect();
         assert_eq!(indexes, [digest_of(&outer), digest_of(&inner)]);
         Ok::<_, SourceError>(manifest_of(&image))
     };
@@ -253,7 +260,10 @@ fn an_index_is_resolved_by_platform_also_within_an_index() {
     assert_eq!(found("linux/arm/v7").unwrap(), digest_of(&arm7));
     assert_eq!(found("linux/arm/v6").unwrap(), digest_of(&arm6));
     let text = found("linux/s390x").unwrap_err().to_string();
-    assert!(text.contains("linux/amd64, linux/arm/v6, linux/arm/v7"), "{text}");
+    assert!(
+        text.contains("linux/amd64, linux/arm/v6, linux/arm/v7"),
+        "{text}"
+    );
     // The index is an image of its own name, too.
     let by_digest = format!("oci:{}@{}", directory.display(), digest_of(&outer));
     let image = open_with(&by_digest, &platform("linux/amd64")).unwrap();
@@ -285,7 +295,10 @@ fn an_index_that_contains_itself_ends() {
     }
     files.index(&[inner]);
     let error = open(&format!("oci:{}", files.directory(at.path()).display())).unwrap_err();
-    assert!(chain(&error).contains("indexes within each other"), "{error:?}");
+    assert!(
+        chain(&error).contains("indexes within each other"),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -293,7 +306,7 @@ fn documents_that_were_altered_are_refused() {
     let tar = layer(1);
     let mut files = Files::default();
     let image = files.image(&tar, "amd64");
-    files.index(&[image.clone()]);
+    files.index(std::slice::from_ref(&image));
     let blob = |hex: String| format!("blobs/sha256/{hex}");
     let manifest = blob(digest_of(&image).to_hex());
     let config = blob(ConfigDigest::of(&config(&[DiffId::of(&tar)], "amd64")).to_hex());
@@ -316,10 +329,12 @@ fn files_of_a_layout_are_looked_for_inside_it_only() {
     let at = tempfile::tempdir().unwrap();
     let mut files = Files::default();
     let image = files.image(&layer(1), "amd64");
-    files.index(&[image.clone()]);
+    files.index(std::slice::from_ref(&image));
     let directory = files.directory(at.path());
     let reference = format!("oci:{}", directory.display());
-    let blob = directory.join("blobs/sha256").join(digest_of(&image).to_hex());
+    let blob = directory
+        .join("blobs/sha256")
+        .join(digest_of(&image).to_hex());
     fs::rename(&blob, at.path().join("outside")).unwrap();
     std::os::unix::fs::symlink("../../../outside", &blob).unwrap();
     let error = open(&reference).unwrap_err();
@@ -384,7 +399,10 @@ fn the_manifest_of_a_docker_archive_is_the_one_that_podman_makes_up() {
     let (files, config) = docker(&layers, &json!(["localhost/app:1", "app"]));
     let archive = files.archive(at.path());
     let image = open(&format!("docker-archive:{}", archive.display())).unwrap();
-    assert_eq!(image.names, ["localhost/app:1", "docker.io/library/app:latest"]);
+    assert_eq!(
+        image.names,
+        ["localhost/app:1", "docker.io/library/app:latest"]
+    );
     let layer = |tar: &[u8]| {
         format!(
             r#"{{"mediaType":"application/vnd.docker.image.rootfs.diff.tar.gzip","size":{},"digest":"{}"}}"#,
@@ -412,9 +430,13 @@ fn layers_of_a_docker_archive_may_be_compressed_and_links() {
     let at = tempfile::tempdir().unwrap();
     let layers = [("a.tar", layer(1)), ("b/layer.tar", layer(2))];
     let (plain, _) = docker(&layers, &json!(null));
-    let expected = open(&format!("docker-archive:{}", plain.archive(at.path()).display())).unwrap();
+    let expected = open(&format!(
+        "docker-archive:{}",
+        plain.archive(at.path()).display()
+    ))
+    .unwrap();
 
-    let entries = vec![
+    let entries = [
         file("./a.tar", gzip(&layers[0].1)),
         file("./c/layer.tar", &layers[1].1[..]),
         link("./b/layer.tar", "../c/layer.tar"),
@@ -422,7 +444,7 @@ fn layers_of_a_docker_archive_may_be_compressed_and_links() {
         file("./manifest.json", &plain.0["manifest.json"][..]),
     ];
     let other = at.path().join("other.tar.zst");
-    fs::write(&other, zstd::encode_all(&tar_of(entries)[..], 1).unwrap()).unwrap();
+    fs::write(&other, zstd::encode_all(&tar_of(&entries)[..], 1).unwrap()).unwrap();
     let image = open(&format!("docker-archive:{}", other.display())).unwrap();
     assert_eq!(image.manifest, expected.manifest);
     let (one, two) = (Repo::new(), Repo::new());
@@ -493,7 +515,7 @@ fn a_member_that_is_no_file_is_not_read() {
         link("manifest.json", "../../etc/passwd"),
         entry("manifest.json", b'3', "", Vec::new()),
     ] {
-        fs::write(&path, tar_of(vec![member])).unwrap();
+        fs::write(&path, tar_of(&[member])).unwrap();
         let error = open(&format!("docker-archive:{}", path.display())).unwrap_err();
         let expected = matches!(
             error,
@@ -539,7 +561,8 @@ fn a_directory_of_skopeo_is_read() {
     Repo::new().import(&opened).unwrap();
 
     // One with an index, as `skopeo copy --all` makes it.
-    let index = json!({"schemaVersion": 2, "manifests": [for_platform(image.clone(), "amd64", "")]});
+    let index =
+        json!({"schemaVersion": 2, "manifests": [for_platform(image.clone(), "amd64", "")]});
     files.add("manifest.json", index.to_string());
     files.directory(at.path());
     let opened = open_with(&reference, &platform("linux/amd64")).unwrap();

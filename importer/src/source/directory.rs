@@ -33,9 +33,5 @@ pub fn from_directory(
         path: directory.join("manifest.json"),
         source,
     })?;
-    content.image(
-        format!("dir:{}", directory.display()),
-        bytes,
-        &media_type,
-    )
+    content.image(&format!("dir:{}", directory.display()), bytes, &media_type)
 }

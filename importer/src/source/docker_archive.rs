@@ -13,9 +13,7 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use repository::oci::{
-    BlobDigest, Config, DiffId, LayerDescriptor,
-};
+use repository::oci::{BlobDigest, Config, DiffId, LayerDescriptor};
 use serde::{Deserialize, Serialize};
 
 use super::archive::{Archive, Duplicates};
@@ -100,7 +98,8 @@ pub fn from_docker_archive(
         })?;
     let item = choose(&name, image, &items)?;
 
-    let config = Config::parse(files.document(&item.config)?).map_err(files.unusable(&item.config))?;
+    let config =
+        Config::parse(files.document(&item.config)?).map_err(files.unusable(&item.config))?;
     let paths = item.layers.as_deref().unwrap_or_default();
     if paths.len() != config.diff_ids().len() {
         let text = format!(
@@ -207,8 +206,8 @@ fn find_layer(files: &Files, name: &str, options: &SourceOptions) -> Result<Foun
             compression,
         },
     })?;
-    let size = io::copy(&mut tar.take(limit.saturating_add(1)), &mut io::sink())
-        .map_err(&unreadable)?;
+    let size =
+        io::copy(&mut tar.take(limit.saturating_add(1)), &mut io::sink()).map_err(&unreadable)?;
     if size > limit {
         return Err(SourceError::TooLarge { path, limit });
     }

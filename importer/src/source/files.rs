@@ -66,12 +66,12 @@ impl Files {
         // Whoever opens a fifo would wait for its other end.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let unreadable = SourceError::io(&path.join(name));
-        let file =
-            match rustix::fs::openat2(dir, name, flags, Mode::empty(), ResolveFlags::BENEATH) {
-                Ok(file) => File::from(file),
-                Err(Errno::NOENT) => return Ok(None),
-                Err(error) => return Err(unreadable(error.into())),
-            };
+        let file = match rustix::fs::openat2(dir, name, flags, Mode::empty(), ResolveFlags::BENEATH)
+        {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(unreadable(error.into())),
+        };
         let metadata = file.metadata().map_err(&unreadable)?;
         if !metadata.is_file() {
             return Err(SourceError::NotAFile {
@@ -167,7 +167,7 @@ impl Content<'_> {
     /// Finds the image that a document of some type is or leads to, by way of its indexes.
     pub(super) fn image(
         &self,
-        name: String,
+        name: &str,
         bytes: Vec<u8>,
         media_type: &MediaType,
     ) -> Result<SourceImage<'static>, SourceError> {
@@ -176,25 +176,24 @@ impl Content<'_> {
         while is_index(&media_type) {
             if indexes.len() == NESTING_MAX {
                 let text = format!("more than {NESTING_MAX} indexes within each other");
-                return Err(self.files.unusable(&name)(DocumentError::Mismatch(text)));
+                return Err(self.files.unusable(name)(DocumentError::Mismatch(text)));
             }
             let index = ImageIndex::from_reader(&bytes[..])
-                .map_err(|error| self.files.unusable(&name)(error.into()))?;
-            let chosen = self.choose(&name, index.manifests())?;
+                .map_err(|error| self.files.unusable(name)(error.into()))?;
+            let chosen = self.choose(name, index.manifests())?;
             indexes.push(bytes);
             bytes = self.described(chosen)?;
             media_type = chosen.media_type().clone();
         }
-        let unusable = |error| self.files.unusable(&name)(error);
+        let unusable = |error| self.files.unusable(name)(error);
         let manifest = Manifest::parse(bytes).map_err(unusable)?;
         let config = self
             .files
             .document(&self.naming.blob(&manifest.config().to_hex()))?;
         let config = Config::parse(config).map_err(unusable)?;
-        self.check_platform(&name, &config)?;
-        let image = SourceImage::of_blobs(name.clone(), &manifest, &config, |layer| {
-            self.layer(layer)
-        })?;
+        self.check_platform(name, &config)?;
+        let image =
+            SourceImage::of_blobs(name.to_owned(), &manifest, &config, |layer| self.layer(layer))?;
         Ok(SourceImage { indexes, ..image })
     }
 
@@ -289,7 +288,6 @@ fn offered(platform: &oci_spec::image::Platform) -> Platform {
         variant: platform.variant().clone().unwrap_or_default(),
     }
 }
-
 
 impl SourceError {
     /// An I/O error with the path it is about.

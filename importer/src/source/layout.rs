@@ -40,7 +40,7 @@ pub fn from_oci_layout(
     options: &SourceOptions,
 ) -> Result<SourceImage<'static>, SourceError> {
     let name = format!("oci:{}{}", directory.display(), suffix(image));
-    from_files(Files::directory(directory)?, name, image, options)
+    from_files(Files::directory(directory)?, &name, image, options)
 }
 
 /// An image of a layout in a tar, which may be compressed.
@@ -51,12 +51,12 @@ pub fn from_oci_archive(
 ) -> Result<SourceImage<'static>, SourceError> {
     let name = format!("oci-archive:{}{}", file.display(), suffix(image));
     let archive = Archive::open(file, Duplicates::Last, options)?;
-    from_files(Files::Archive(archive), name, image, options)
+    from_files(Files::Archive(archive), &name, image, options)
 }
 
 fn from_files(
     files: Files,
-    name: String,
+    name: &str,
     image: &LayoutImage,
     options: &SourceOptions,
 ) -> Result<SourceImage<'static>, SourceError> {
@@ -68,7 +68,7 @@ fn from_files(
     let index = content.files.document("index.json")?;
     let index = ImageIndex::from_reader(&index[..])
         .map_err(|error| content.files.unusable("index.json")(error.into()))?;
-    let chosen = choose(&content, &name, image, index.manifests())?;
+    let chosen = choose(&content, name, image, index.manifests())?;
     let bytes = content.described(chosen)?;
     let found = content.image(name, bytes, chosen.media_type())?;
     Ok(SourceImage {

@@ -271,7 +271,10 @@ pub enum SourceError {
         available: Vec<String>,
     },
     /// There is more than one image.
-    #[error("{image}: there are several images, append one of: {}", list(available))]
+    #[error(
+        "{image}: there are several images, append one of: {}",
+        list(available)
+    )]
     SeveralImages {
         /// What was asked for.
         image: String,
@@ -279,7 +282,10 @@ pub enum SourceError {
         available: Vec<String>,
     },
     /// There is no image for the platform.
-    #[error("{image}: there is no image for {wanted}; there are: {}", list(available))]
+    #[error(
+        "{image}: there is no image for {wanted}; there are: {}",
+        list(available)
+    )]
     NoPlatform {
         /// What was asked for.
         image: String,
