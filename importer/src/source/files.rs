@@ -192,8 +192,9 @@ impl Content<'_> {
             .document(&self.naming.blob(&manifest.config().to_hex()))?;
         let config = Config::parse(config).map_err(unusable)?;
         self.check_platform(name, &config)?;
-        let image =
-            SourceImage::of_blobs(name.to_owned(), &manifest, &config, |layer| self.layer(layer))?;
+        let image = SourceImage::of_blobs(name.to_owned(), &manifest, &config, |layer| {
+            self.layer(layer)
+        })?;
         Ok(SourceImage { indexes, ..image })
     }
 
