@@ -368,7 +368,7 @@ pub(crate) struct Gc {
     /// Remove what interrupted deployments have left and no boot entry names
     ///
     /// Without it such files stay, with everything that they need, and are reported. Nothing of the kind
-    /// is removed while any boot entry cannot be read.
+    /// is removed while anything is wrong with the boot entries and deployments that stay.
     #[arg(long)]
     pub(crate) prune_orphans: bool,
     #[command(flatten)]

@@ -191,7 +191,9 @@ impl Finder {
             }
         } else if kernel.is_none() {
             self.problem(path, Fault::NoKernel, Doubt::Everything);
-        } else if images.is_empty() && entry.is_bootcs(name_of(path)) {
+            return images;
+        }
+        if images.is_empty() && entry.is_bootcs(name_of(path)) {
             self.problem(path, Fault::NoImage, Doubt::Everything);
         }
         images
@@ -213,6 +215,9 @@ impl Finder {
     ) -> Vec<VerityDigest> {
         let name = artifact::file_name(&program.path).to_owned();
         self.uses(&name, stage);
+        if name.starts_with(artifact::PREFIX) && !artifact::is_efi(&name) {
+            self.problem(entry, Fault::Name(name.clone()), Doubt::Everything);
+        }
         let mut images = Vec::new();
         let mut found = false;
         for (_, scan) in &self.scans {

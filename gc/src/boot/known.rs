@@ -22,7 +22,7 @@ pub enum Orphans {
     /// It stays, with everything that it needs, and is a problem.
     #[default]
     Keep,
-    /// It is removed before anything else, unless it isn't known what the entries name.
+    /// It is removed before anything else, unless anything else about the boot state is a problem.
     Prune,
 }
 
@@ -296,11 +296,9 @@ impl Builder<'_> {
             orphans.any(|orphan| problem.path.starts_with(&orphan.path))
         };
         let mut others = state.problems.iter().filter(|problem| !of_orphan(problem));
-        let unsure = others.any(|problem| problem.doubt == Doubt::Everything);
-        if orphans == Orphans::Prune && !unsure {
-            let problems = state.problems.iter();
-            self.problems
-                .extend(problems.filter(|problem| !of_orphan(problem)).cloned());
+        // An entry that isn't what it was may be the one that names them.
+        let sure = others.next().is_none();
+        if orphans == Orphans::Prune && sure {
             self.known.orphans.clone_from(&state.orphans);
             return Ok(());
         }

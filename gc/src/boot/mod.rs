@@ -348,8 +348,8 @@ pub enum Fault {
     /// An artifact that an entry starts and that isn't there.
     #[error("it starts {0}, which is not there: it cannot boot; remove the entry, or deploy again")]
     NoArtifact(String),
-    /// The name of an artifact that has bootc's prefix and no digest.
-    #[error("{0:?} has bootc's prefix and no digest after it")]
+    /// The name of an artifact that has bootc's prefix and is not one that bootc gives.
+    #[error("{0:?} has bootc's prefix and is not the name of a unified kernel image of bootc's")]
     Name(String),
     /// Name and kernel arguments of a unified kernel image name different images.
     #[error("it is named after image {name}, and its kernel arguments name {argument}")]

@@ -77,11 +77,12 @@ pub enum Damage {
     NoState(VerityDigest),
     /// The origin file is gone.
     NoOrigin(VerityDigest),
-    /// The origin file is cut off after so many bytes.
+    /// The origin file is cut off within its last section; where depends on the number.
     CutOrigin(VerityDigest, usize),
-    /// The first entry of the boot menu is cut off after so many bytes.
+    /// The first entry of the boot menu is cut off before it has said what it boots; where depends on the
+    /// number.
     CutEntry(usize),
-    /// The record of the staged deployment is cut off after so many bytes.
+    /// The record of the staged deployment is cut off; where depends on the number.
     CutRun(usize),
 }
 
@@ -332,25 +333,44 @@ impl Host {
 
     /// Damages the host.
     pub fn damage(&self, damage: &Damage) -> io::Result<()> {
-        let cut = |path: PathBuf, length: usize| -> io::Result<()> {
-            let content = fs::read(&path)?;
-            fs::write(path, &content[..length.min(content.len())])
+        let cut = |path: PathBuf, between: &dyn Fn(&str) -> std::ops::Range<usize>, at: usize| {
+            let content = fs::read_to_string(&path)?;
+            let between = between(&content);
+            fs::write(path, &content[..between.start + at % between.len()])
         };
         match damage {
             Damage::NoState(id) => fs::remove_dir_all(self.state(id)),
             Damage::NoOrigin(id) => fs::remove_file(self.origin(id)),
-            Damage::CutOrigin(id, length) => cut(self.origin(id), *length),
-            Damage::CutEntry(length) => {
-                let Some(first) = self.menu.first() else {
-                    return Ok(());
+            Damage::CutOrigin(id, at) => {
+                let within = |text: &str| {
+                    let section = text.find("[image]").expect("the origin names a manifest");
+                    section + 7..text.len() - 1
                 };
+                cut(self.origin(id), &within, *at)
+            }
+            Damage::CutEntry(at) => {
+                let first = self.menu.first().expect("there is an entry");
                 let path = match self.loader {
                     Loader::GrubUki => self.menu_path(Stage::Active),
                     _ => self.menu_path(Stage::Active).join(entry_name(first, true)),
                 };
-                cut(path, *length)
+                let end = if self.loader.is_uki() {
+                    ".efi".to_owned()
+                } else {
+                    // The one in the options is the last.
+                    first.id.to_hex()
+                };
+                let within = |text: &str| {
+                    let found = if self.loader.is_uki() {
+                        text.find(&end)
+                    } else {
+                        text.rfind(&end)
+                    };
+                    0..found.expect("the entry names its image") + end.len()
+                };
+                cut(path, &within, *at)
             }
-            Damage::CutRun(length) => cut(self.run(), *length),
+            Damage::CutRun(at) => cut(self.run(), &|text| 0..text.len(), *at),
         }
     }
 

@@ -1,6 +1,8 @@
 //! Repositories with images in them, as composefs-rs lays them out.
 #![allow(dead_code, reason = "not every test file uses all of it")]
 
+pub(crate) mod images;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
