@@ -9,15 +9,17 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::images::{Os, TestHost, collect, erofs_objects, init, os_objects, scratch, store_os};
-use common::{objects, store_layer};
+use common::images::{
+    Os, TestHost, collect, erofs_objects, init, objects, os_objects, scratch, store_os,
+};
+use common::store_layer;
 use gc::boot::{self, Orphans, bootc_tag};
 use gc::simulate::{Damage, Host, Loader, Mounts, Record};
 use repository::oci::{self, ManifestDigest};
 use repository::{Algorithm, Category, RefPath, Repository, Tag, VerityDigest};
 
 /// How many histories there are; `HISTORIES` asks for others, and `HISTORY` for a single one.
-const HISTORIES: u64 = 3000;
+const HISTORIES: u64 = 2000;
 /// How many things happen in each.
 const LENGTH: usize = 14;
 
@@ -306,6 +308,13 @@ impl World {
             return None;
         }
         let host = &self.host;
+        let something = !host.states.is_empty()
+            || !host.artifacts.is_empty()
+            || host.staged.is_some()
+            || !self.bootc_tags.is_empty();
+        if host.menu.is_empty() && something {
+            return None;
+        }
         let mut live: BTreeSet<VerityDigest> = host.menu.iter().map(|entry| entry.id).collect();
         live.extend(host.booted);
         let mut used: BTreeSet<&str> = host.menu.iter().map(|e| e.artifact.as_str()).collect();
@@ -336,7 +345,9 @@ impl World {
             .map(|(id, record)| (*id, record.as_ref().filter(|_| Some(*id) != unread)))
             .collect();
         // Without state directory, without origin file, announced without an entry.
-        let stateless = live.iter().filter(|id| !matches!(states.get(id), Some(Some(_))));
+        let stateless = live
+            .iter()
+            .filter(|id| !matches!(states.get(id), Some(Some(_))));
         let unnamed = |id: &VerityDigest| !host.named().any(|entry| entry.id == *id);
         let wrong = stateless.count() + usize::from(host.announced.as_ref().is_some_and(unnamed));
         let pruned = orphans == Orphans::Prune && wrong == 0 && has_orphans;

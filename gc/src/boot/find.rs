@@ -491,6 +491,12 @@ impl Finder {
         self.deployments();
         self.check_entries();
         self.orphans(stale);
+        let mut entries = self.state.entries.iter();
+        let nothing = self.states.is_empty() && self.state.orphans.is_empty();
+        if !nothing && !entries.any(|entry| entry.kind.is_active()) {
+            let path = self.state.sysroot.clone();
+            self.problem(&path, Fault::NoEntries, Doubt::Everything);
+        }
     }
 
     fn deployments(&mut self) {
@@ -592,10 +598,6 @@ impl Finder {
                 }
                 _ => {}
             }
-        }
-        if active.is_empty() && !self.states.is_empty() {
-            let path = self.state.sysroot.clone();
-            problems.push((path, Fault::NoEntries, Doubt::Everything));
         }
         for (path, fault, doubt) in problems {
             self.problem(&path, fault, doubt);

@@ -319,9 +319,10 @@ impl Builder<'_> {
     }
 
     fn finish(mut self) -> (Known, Vec<Problem>) {
+        let mut problems = self.problems.iter();
         if self.state.deployments.is_empty()
             && !self.tags.is_empty()
-            && self.known.orphans.is_empty()
+            && !problems.any(|problem| problem.doubt == Doubt::Everything)
         {
             self.problem(&self.state.sysroot, Fault::NoDeployments, Doubt::Everything);
         }

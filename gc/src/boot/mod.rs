@@ -367,7 +367,7 @@ pub enum Fault {
     CutMenu,
     /// No entry was found at all.
     #[error(
-        "no boot entry was found, although there are deployments; mount /boot and the EFI system \
+        "no boot entry was found, although there is something to boot; mount /boot and the EFI system \
          partition, or name where they are mounted"
     )]
     NoEntries,

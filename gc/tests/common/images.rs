@@ -151,6 +151,24 @@ pub(crate) fn os_objects(
     objects
 }
 
+/// All objects of a repository, listed without opening the 256 directories that may be missing.
+pub(crate) fn objects(repository: &Repository) -> BTreeSet<VerityDigest> {
+    let names = |path: &std::path::Path| -> Vec<String> {
+        let entries = std::fs::read_dir(path).into_iter().flatten();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    };
+    let directory = repository.path().join("objects");
+    let shards = names(&directory).into_iter();
+    shards
+        .flat_map(|shard| {
+            let rest = names(&directory.join(&shard)).into_iter();
+            rest.map(move |rest| VerityDigest::from_hex(&format!("{shard}{rest}")).unwrap())
+        })
+        .collect()
+}
+
 /// A host with bootc, and containers that run.
 pub(crate) struct TestHost {
     pub(crate) sources: Sources,
