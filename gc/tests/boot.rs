@@ -90,10 +90,8 @@ impl Scene {
 
     /// The problems that a collection has, as text.
     fn problems(plan: &Plan) -> String {
-        plan.problems
-            .iter()
-            .map(|problem| format!("{problem}\n"))
-            .collect()
+        let problems: Vec<_> = plan.problems.iter().map(ToString::to_string).collect();
+        problems.join("\n")
     }
 }
 
