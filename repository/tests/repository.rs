@@ -4,6 +4,8 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use composefs_image::verity_digest;
 use repository::list::{Oddity, StagingOwner};
@@ -270,6 +272,28 @@ fn an_object_is_stored_once_from_however_many_threads_and_batches() {
         .map(|shard| repository.objects_in(shard).unwrap().entries.len())
         .sum();
     assert_eq!(count, 50);
+}
+
+#[test]
+fn a_batch_that_is_stopped_leaves_nothing() {
+    let directory = Directory::new();
+    let repository = directory.init();
+    drop(repository.batch().unwrap());
+    let before = snapshot(&directory.repository());
+    let stop = Arc::new(AtomicBool::new(false));
+    let batch = repository.batch_until(Arc::clone(&stop)).unwrap();
+    let (digest, _) = batch.store_bytes(b"content").unwrap();
+    batch.link_stream(&name("stream"), &digest);
+    stop.store(true, Ordering::Relaxed);
+    let stopped = [
+        batch.store_bytes(b"more").map(drop),
+        batch.open_object(&digest).map(drop),
+        batch.commit().map(drop),
+    ];
+    for result in stopped {
+        assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+    }
+    assert_eq!(snapshot(&directory.repository()), before);
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod damage;
 mod filesystems;
 mod harness;
 mod images;
+mod importing;
 mod kernel;
 mod locking;
 mod mounting;
