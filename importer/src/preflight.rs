@@ -96,12 +96,11 @@ impl Need {
 
 /// What is free for whoever runs this.
 pub(crate) fn free(repository: &Repository) -> Result<Free, repository::Error> {
-    let stat =
-        rustix::fs::fstatvfs(repository.dir()).map_err(|error| repository::Error::Io {
-            action: "ask for the free space of",
-            path: repository.path().to_owned(),
-            source: error.into(),
-        })?;
+    let stat = rustix::fs::fstatvfs(repository.dir()).map_err(|error| repository::Error::Io {
+        action: "ask for the free space of",
+        path: repository.path().to_owned(),
+        source: error.into(),
+    })?;
     Ok(Free {
         bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
         inodes: (stat.f_files > 0).then_some(stat.f_favail),
