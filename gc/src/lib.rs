@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+mod digests;
 mod error;
 mod execute;
 pub mod fsck;
@@ -24,6 +25,7 @@ mod host;
 mod image;
 mod json;
 mod mark;
+mod objects;
 mod plan;
 mod progress;
 mod roots;
@@ -34,6 +36,7 @@ pub use error::{Error, Result};
 pub use execute::{Prepared, Swept, prepare};
 pub use fsck::{FsckOptions, Report, fsck};
 pub use host::{GivenUp, Host, HostError, Known, MissingTag, UnusedLayer};
+pub use objects::Objects;
 pub use plan::{
     Decision, Item, KeepReason, ObjectItem, Plan, RefItem, RemoveReason, StagingItem, plan,
 };

@@ -1,24 +1,28 @@
 //! The plan: what is kept and what goes, with a reason for each thing. Data; writes nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use composefs_image::VerityDigest;
-use repository::list::{Foreign, StagingOwner, StreamLink};
+use repository::list::{StagingOwner, StreamLink};
 use repository::{Repository, Result, StreamName};
 use serde::Serialize;
 
 use crate::boot::Orphan;
-use crate::graph::{Graph, Node, Unknown};
+use crate::graph::{Graph, Marks, Node, Unknown};
+use crate::objects::Objects;
 use crate::host::{Host, Known, MissingTag, UnusedLayer};
 use crate::json;
 use crate::mark::mark;
+use crate::digests::Digests;
+use crate::objects;
 use crate::progress::{Phase, Progress};
 use crate::roots::{self, Doubt, FoundRef, Problem, RefId, Root};
 
 /// What is to become of everything in a repository.
 ///
-/// Reasons refer to [`Plan::roots`] by index. Objects number in the hundred thousands; all else is short.
+/// Reasons refer to [`Plan::roots`] by index. Objects number in the millions; all else is short.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
     /// What is kept for its own sake.
@@ -46,7 +50,7 @@ pub struct Plan {
     #[serde(serialize_with = "image_items")]
     pub images: Vec<Item<VerityDigest>>,
     /// The objects.
-    pub objects: Vec<ObjectItem>,
+    pub objects: Objects,
     /// The staging directories.
     pub staging: Vec<StagingItem>,
     /// What the caller knew.
@@ -185,8 +189,11 @@ pub(crate) fn plan_with(
     let mut missing_tags = known.missing_tags.clone();
     let mut found = roots::find(repository, odd, known.clone())?;
 
-    let graph = Graph::new(repository, &streams.entries, &images.entries);
-    let reached = follow(&graph, &mut found, progress);
+    let digests = objects::list(repository, jobs(), progress, &mut found.ignored)?;
+    let graph = Graph::new(repository, &streams.entries, &images.entries, &digests);
+    let marks = Marks::new(streams.entries.len(), images.entries.len(), digests.len());
+    follow(&graph, &marks, &mut found, progress);
+    let missing = graph.into_missing();
     let in_doubt = found
         .problems
         .iter()
@@ -195,12 +202,17 @@ pub(crate) fn plan_with(
         layers.clear();
     }
     missing_tags.retain(|missing| !found.refs.contains_key(&RefId::of_tag(&missing.tag)));
-    let decide = Decide { reached, in_doubt };
+    let decide = Decide {
+        marks,
+        digests: &digests,
+        in_doubt,
+    };
     let streams = streams
         .entries
         .into_iter()
-        .map(|StreamLink { name, object }| Item {
-            decision: decide.link(&Node::Stream(name.clone()), &object),
+        .enumerate()
+        .map(|(index, StreamLink { name, object })| Item {
+            decision: decide.link(Node::Stream(index), &object),
             name,
             object,
         })
@@ -208,15 +220,19 @@ pub(crate) fn plan_with(
     let images = images
         .entries
         .into_iter()
-        .map(|link| Item {
-            decision: decide.link(&Node::Image(link.name), &link.object),
+        .enumerate()
+        .map(|(index, link)| Item {
+            decision: decide.link(Node::Image(index), &link.object),
             name: link.name,
             object: link.object,
         })
         .collect();
-    let (objects, missing) = objects(repository, &decide, &mut found.ignored, progress)?;
+    let refs = decide.refs(found.refs);
+    let Decide { marks, .. } = decide;
+    let root_of = |index| marks.root(Node::Payload(index));
+    let objects = Objects::decided(repository, digests, in_doubt, root_of, jobs())?;
     Ok(Plan {
-        refs: decide.refs(found.refs),
+        refs,
         roots: found.roots,
         problems: found.problems,
         missing,
@@ -277,39 +293,66 @@ impl Plan {
 /// Follows the roots; what can't be followed becomes a problem.
 fn follow(
     graph: &Graph<'_>,
+    marks: &Marks,
     found: &mut roots::Found,
     progress: &dyn Progress,
-) -> HashMap<Node, usize> {
+) {
     progress.begin(Phase::Marking, None);
     let roots = &found.roots;
-    let problems = &mut found.problems;
-    mark(std::mem::take(&mut found.nodes), |node, index, needs| {
-        let result = graph.references(node, needs);
-        if !matches!(node, Node::Payload(_)) {
-            progress.advance(1);
-        }
-        let (Err(unknown), Some(root)) = (result, roots.get(index)) else {
-            return;
-        };
+    let problems = Mutex::new(Vec::new());
+    let problem = |unknown: Unknown, root: usize| {
+        let Some(root) = roots.get(root) else { return };
         let owner = root.owner.clone();
-        problems.push(match unknown {
+        let problem = match unknown {
             Unknown::NoLink(target) => Problem::Dangling { owner, target },
             Unknown::Object(object, error) => Problem::Unreadable {
                 owner,
                 object,
                 error,
             },
+        };
+        problems
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push(problem);
+    };
+    let nodes = std::mem::take(&mut found.targets)
+        .into_iter()
+        .filter_map(|(target, root)| match graph.resolve(&target) {
+            Ok(node) => Some((node, u32::try_from(root).unwrap_or(u32::MAX))),
+            Err(unknown) => {
+                problem(unknown, root);
+                None
+            }
         });
-    })
+    mark(nodes, marks, jobs(), |node, rank, needs| {
+        graph.references(node, needs, &mut |unknown| {
+            problem(unknown, rank.root as usize);
+        });
+        progress.advance(1);
+    });
+    let mut problems = problems
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    // The threads' order is not to be seen.
+    problems.sort_by_cached_key(ToString::to_string);
+    problems.dedup();
+    found.problems.extend(problems);
+}
+
+/// As many threads as the machine runs at once.
+pub(crate) fn jobs() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The rule by which everything is decided.
-struct Decide {
-    reached: HashMap<Node, usize>,
+struct Decide<'a> {
+    marks: Marks,
+    digests: &'a Digests,
     in_doubt: bool,
 }
 
-impl Decide {
+impl Decide<'_> {
     fn refs(&self, found: BTreeMap<RefId, FoundRef>) -> Vec<RefItem> {
         let item = |(id, found): (RefId, FoundRef)| RefItem {
             id,
@@ -324,68 +367,19 @@ impl Decide {
     }
 
     /// A link stays if it is needed, or its object is.
-    fn link(&self, node: &Node, object: &VerityDigest) -> Decision {
-        match self.reached.get(node) {
-            Some(root) => Decision::Keep(KeepReason::Root(*root)),
-            None => self.object(object),
-        }
-    }
-
-    fn object(&self, object: &VerityDigest) -> Decision {
-        let root = [Node::Payload, Node::Object, Node::Container]
-            .into_iter()
-            .find_map(|node| self.reached.get(&node(*object)));
-        match root {
-            Some(root) => Decision::Keep(KeepReason::Root(*root)),
-            None if self.in_doubt => Decision::Keep(KeepReason::InDoubt),
-            None => Decision::Remove(RemoveReason::Unreferenced),
-        }
+    fn link(&self, node: Node, object: &VerityDigest) -> Decision {
+        let of_object = || self.marks.root(Node::Payload(self.digests.find(object)?));
+        decide(self.marks.root(node).or_else(of_object), self.in_doubt)
     }
 }
 
-/// Decides on every object, and finds the needed ones that are missing.
-fn objects(
-    repository: &Repository,
-    decide: &Decide,
-    ignored: &mut Vec<Foreign>,
-    progress: &dyn Progress,
-) -> Result<(Vec<ObjectItem>, Vec<VerityDigest>)> {
-    progress.begin(Phase::Listing, Some(256));
-    let mut items = Vec::new();
-    for shard in 0..=255 {
-        let listing = repository.objects_in(shard)?;
-        ignored.extend(listing.foreign);
-        for digest in listing.entries {
-            let decision = decide.object(&digest);
-            let bytes = if decision.is_removal() {
-                repository.object_size(&digest)?
-            } else {
-                None
-            };
-            items.push(ObjectItem {
-                digest,
-                bytes,
-                decision,
-            });
-        }
-        progress.advance(1);
+/// What becomes of something that this root needs.
+pub(crate) fn decide(root: Option<usize>, in_doubt: bool) -> Decision {
+    match root {
+        Some(root) => Decision::Keep(KeepReason::Root(root)),
+        None if in_doubt => Decision::Keep(KeepReason::InDoubt),
+        None => Decision::Remove(RemoveReason::Unreferenced),
     }
-    // Shards and their entries are sorted, so all of it is.
-    let exists = |object: &VerityDigest| {
-        items
-            .binary_search_by_key(object, |item| item.digest)
-            .is_ok()
-    };
-    let mut missing: Vec<_> = decide
-        .reached
-        .keys()
-        .filter_map(|node| match node {
-            Node::Payload(object) if !exists(object) => Some(*object),
-            _ => None,
-        })
-        .collect();
-    missing.sort_unstable();
-    Ok((items, missing))
 }
 
 fn staging(repository: &Repository) -> Result<Vec<StagingItem>> {

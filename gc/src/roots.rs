@@ -11,7 +11,7 @@ use repository::list::{Foreign, Oddity, Ref};
 use repository::{Category, RefPath, Repository, StreamName, Tag};
 use serde::{Serialize, Serializer};
 
-use crate::graph::Node;
+use crate::graph::Target;
 use crate::host::Known;
 use crate::json;
 use crate::plan::RemoveReason;
@@ -249,7 +249,7 @@ pub(crate) struct Found {
     /// Those that the caller knows come first, in its order.
     pub(crate) roots: Vec<Root>,
     /// Where marking starts, each with the index of its root.
-    pub(crate) nodes: Vec<(Node, usize)>,
+    pub(crate) targets: Vec<(Target, usize)>,
     pub(crate) problems: Vec<Problem>,
     /// What doesn't belong where it is and can't name anything: left alone.
     pub(crate) ignored: Vec<Foreign>,
@@ -275,7 +275,7 @@ pub(crate) fn find(
         targets: BTreeMap::new(),
         keepers: HashMap::new(),
         roots: Vec::new(),
-        nodes: Vec::new(),
+        needed: Vec::new(),
         problems: known.problems,
     };
     let mut ignored = Vec::new();
@@ -343,7 +343,7 @@ pub(crate) fn find(
             })
             .collect(),
         roots: finder.roots,
-        nodes: finder.nodes,
+        targets: finder.needed,
         problems: finder.problems,
         ignored,
     })
@@ -356,7 +356,7 @@ struct Finder {
     /// The first root that claims a ref.
     keepers: HashMap<RefId, usize>,
     roots: Vec<Root>,
-    nodes: Vec<(Node, usize)>,
+    needed: Vec<(Target, usize)>,
     problems: Vec<Problem>,
 }
 
@@ -364,28 +364,38 @@ impl Finder {
     fn add(&mut self, root: Root) {
         let index = self.roots.len();
         for need in &root.needs {
-            let node = match need {
-                Need::Stream(name) => Node::Stream(name.clone()),
-                Need::Image(digest) => Node::Image(*digest),
-                Need::Object(digest) => Node::Object(*digest),
+            let needed = match need {
+                Need::Stream(name) => Target::Stream(name.clone()),
+                Need::Image(digest) => Target::Image(*digest),
+                Need::Object(digest) => Target::Object(*digest),
                 Need::Ref(id) => {
                     self.keepers.entry(id.clone()).or_insert(index);
                     let target = self.targets.get(id);
-                    let node =
-                        target.and_then(|target| Node::named(id.category, target, self.algorithm));
-                    let Some(node) = node else {
+                    let needed = target.and_then(|target| self.named(id.category, target));
+                    let Some(needed) = needed else {
                         self.problems.push(Problem::Dangling {
                             owner: root.owner.clone(),
                             target: target.cloned().unwrap_or_else(|| id.to_string()),
                         });
                         continue;
                     };
-                    node
+                    needed
                 }
             };
-            self.nodes.push((node, index));
+            self.needed.push((needed, index));
         }
         self.roots.push(root);
+    }
+
+    /// The link of this name; `None` if no link can have it.
+    fn named(&self, category: Category, name: &str) -> Option<Target> {
+        match category {
+            Category::Streams => StreamName::new(name).ok().map(Target::Stream),
+            Category::Images => VerityDigest::from_hex(name)
+                .ok()
+                .filter(|digest| digest.algorithm() == self.algorithm)
+                .map(Target::Image),
+        }
     }
 }
 

@@ -483,8 +483,16 @@ fn what_is_deleted_under_the_exclusive_lock_is_gone() {
     assert!(exclusive.remove_stream(&name("stream")).unwrap());
     assert!(exclusive.remove_image(&digest).unwrap());
     exclusive.sync_names().unwrap();
-    assert!(exclusive.remove_object(&digest).unwrap());
-    assert!(!exclusive.remove_object(&digest).unwrap());
+    let remove = || {
+        let mut removed = Vec::new();
+        let shard = digest.as_bytes()[0];
+        exclusive
+            .remove_objects(shard, [digest], |digest| removed.push(*digest))
+            .unwrap();
+        removed
+    };
+    assert_eq!(remove(), [digest]);
+    assert_eq!(remove(), []);
     assert_eq!(exclusive.streams().unwrap().entries, []);
     assert_eq!(exclusive.images().unwrap().entries, []);
     assert_eq!(exclusive.object_size(&digest).unwrap(), None);

@@ -146,7 +146,7 @@ fn print_plan(plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
         line("staging directory", &item.name, item.decision)?;
     }
     let mut totals: BTreeMap<RemoveReason, (u64, u64)> = BTreeMap::new();
-    for item in &plan.objects {
+    for item in plan.objects.iter() {
         if let Decision::Remove(reason) = item.decision {
             let (objects, bytes) = totals.entry(reason).or_default();
             *objects += 1;
