@@ -55,7 +55,9 @@ impl Digests {
         }
         let (first, rest) = key.split_first()?;
         let shard = self.shard(*first);
-        let position = rest.first_chunk::<4>().map_or(0, |b| u32::from_be_bytes(*b));
+        let position = rest
+            .first_chunk::<4>()
+            .map_or(0, |b| u32::from_be_bytes(*b));
         let length = shard.len() as u64;
         let guess = shard.start + usize::try_from((length * u64::from(position)) >> 32).ok()?;
         let less = |index: usize| self.slice(index).is_some_and(|slice| slice < key);
@@ -105,13 +107,15 @@ mod tests {
     use super::*;
     use composefs_image::verity_digest;
 
-    fn sorted(digests: &mut Vec<VerityDigest>) -> Digests {
+    fn sorted(digests: &mut [VerityDigest]) -> Digests {
         digests.sort_unstable();
         let shards = (0..=255).map(|first| {
             let of_shard = digests
                 .iter()
                 .filter(|digest| digest.as_bytes().first() == Some(&first));
-            of_shard.flat_map(|digest| digest.as_bytes().to_vec()).collect()
+            of_shard
+                .flat_map(|digest| digest.as_bytes().to_vec())
+                .collect()
         });
         Digests::new(Algorithm::Sha256, shards.collect::<Vec<_>>())
     }

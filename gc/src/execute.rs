@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::boot;
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::leases;
 use crate::objects::each_shard;
 use crate::plan::{Plan, jobs, plan_with};
 use crate::progress::{Phase, Progress};
@@ -39,6 +40,8 @@ pub struct Swept {
     pub objects: u64,
     /// The sizes of those objects in bytes. Less is freed where blocks are shared with other files.
     pub object_bytes: u64,
+    /// Leases.
+    pub leases: u64,
     /// Staging directories.
     pub staging: u64,
     /// The sizes of the files in them in bytes.
@@ -179,6 +182,11 @@ impl Prepared<'_> {
         for (objects, bytes) in shards {
             swept.objects += objects;
             swept.object_bytes += bytes;
+        }
+        for item in &self.plan.leases {
+            if item.decision.is_removal() {
+                swept.leases += u64::from(leases::remove(repository, &item.name)?);
+            }
         }
         for item in &self.plan.staging {
             if item.decision.is_removal() && repository.remove_staging(&item.name)? {

@@ -45,6 +45,8 @@ pub(crate) enum Target {
     Image(VerityDigest),
     /// An object, whatever it is.
     Object(VerityDigest),
+    /// Everything that has a link.
+    Links,
 }
 
 /// A repository as a graph.
@@ -83,23 +85,30 @@ impl<'r> Graph<'r> {
         }
     }
 
-    /// The node of this name.
-    pub(crate) fn resolve(&self, target: &Target) -> Result<Node, Unknown> {
-        match target {
+    /// The nodes of this name.
+    pub(crate) fn resolve(&self, target: &Target) -> Result<Vec<Node>, Unknown> {
+        let node = match target {
             Target::Stream(name) => match self.stream(name) {
-                Some(index) => Ok(Node::Stream(index)),
-                None => Err(Unknown::NoLink(name.to_string())),
+                Some(index) => Node::Stream(index),
+                None => return Err(Unknown::NoLink(name.to_string())),
             },
             Target::Image(name) => {
                 let link = self.images.binary_search_by(|link| link.name.cmp(name));
                 match (link, self.objects.find(name)) {
-                    (Ok(index), _) => Ok(Node::Image(index)),
-                    (Err(_), Some(index)) => Ok(Node::Container(index)),
-                    (Err(_), None) => Err(Unknown::NoLink(name.to_string())),
+                    (Ok(index), _) => Node::Image(index),
+                    (Err(_), Some(index)) => Node::Container(index),
+                    (Err(_), None) => return Err(Unknown::NoLink(name.to_string())),
                 }
             }
-            Target::Object(digest) => self.object(digest).map(Node::Object),
-        }
+            Target::Object(digest) => Node::Object(self.object(digest)?),
+            Target::Links => {
+                let streams = (0..self.streams.len()).map(Node::Stream);
+                return Ok(streams
+                    .chain((0..self.images.len()).map(Node::Image))
+                    .collect());
+            }
+        };
+        Ok(vec![node])
     }
 
     /// Hands everything that `node` needs to `needs`, and what can't be told to `unknown`.
@@ -174,10 +183,7 @@ impl<'r> Graph<'r> {
     ) -> Result<Contents, Damaged> {
         let mut file = self.repository.open_object(object)?;
         // If the kernel has a digest, opening has compared it, and what is read is checked.
-        let is_measured = matches!(
-            self.repository.measure(&file, object)?,
-            Measured::Digest(_)
-        );
+        let is_measured = matches!(self.repository.measure(&file, object)?, Measured::Digest(_));
         let contents = sniff(&mut file)?;
         match contents {
             Contents::Splitstream => {

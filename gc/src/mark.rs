@@ -3,7 +3,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How near to a root a node is, and which root: of two, the smaller one counts.
+/// How near to a root a node is, and which root: of two, the smaller one counts. Roots may have a
+/// distance of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rank {
     /// How many references lead from the root to the node.
@@ -29,20 +30,14 @@ pub(crate) trait Reached<N>: Sync {
 /// this one needs to its second argument; what a node needs must not change meanwhile. Memory grows with
 /// the number of nodes that are followed.
 pub(crate) fn mark<N: Copy + Send + Sync>(
-    roots: impl IntoIterator<Item = (N, u32)>,
+    roots: impl IntoIterator<Item = (N, Rank)>,
     reached: &impl Reached<N>,
     jobs: usize,
     references: impl Fn(N, Rank, &mut dyn FnMut(N)) + Sync,
 ) {
     let mut frontier: Vec<N> = roots
         .into_iter()
-        .filter(|(node, root)| {
-            let rank = Rank {
-                distance: 0,
-                root: *root,
-            };
-            reached.reach(*node, rank)
-        })
+        .filter(|(node, rank)| reached.reach(*node, *rank))
         .map(|(node, _)| node)
         .collect();
     while !frontier.is_empty() {
@@ -54,7 +49,7 @@ pub(crate) fn mark<N: Copy + Send + Sync>(
                 // All that can reach it from nearer or as near have done so.
                 let rank = reached.rank(*node);
                 let further = Rank {
-                    distance: rank.distance + 1,
+                    distance: rank.distance.saturating_add(1),
                     root: rank.root,
                 };
                 references(*node, rank, &mut |needed| {
@@ -108,7 +103,8 @@ mod tests {
     fn marked(roots: &str, edges: &[&str]) -> String {
         let calls = Mutex::new(Vec::new());
         let reached = Seen::default();
-        let roots = roots.chars().zip(0..);
+        let rank = |root| Rank { distance: 0, root };
+        let roots = roots.chars().zip((0..).map(rank));
         mark(roots, &reached, 3, |node, _, needs| {
             calls.lock().unwrap().push(node);
             for edge in edges {

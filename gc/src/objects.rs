@@ -47,7 +47,9 @@ impl Objects {
             let range = objects.digests.shard(shard);
             let mut sizes = Vec::with_capacity(range.len());
             for index in range {
-                let removed = objects.item(index).filter(|item| item.decision.is_removal());
+                let removed = objects
+                    .item(index)
+                    .filter(|item| item.decision.is_removal());
                 let size = match removed {
                     Some(item) => repository.object_size(&item.digest)?,
                     None => None,
@@ -89,7 +91,11 @@ impl Objects {
     }
 
     fn item(&self, index: usize) -> Option<ObjectItem> {
-        let root = self.roots.get(index).copied().filter(|root| *root != NO_ROOT);
+        let root = self
+            .roots
+            .get(index)
+            .copied()
+            .filter(|root| *root != NO_ROOT);
         let size = self.sizes.get(index).copied();
         Some(ObjectItem {
             digest: self.digests.get(index)?,

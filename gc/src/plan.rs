@@ -5,18 +5,20 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use composefs_image::VerityDigest;
-use repository::list::{StagingOwner, StreamLink};
-use repository::{Repository, Result, StreamName};
+use repository::list::{StagingDir, StagingOwner, StreamLink};
+use repository::{Repository, StreamName};
 use serde::Serialize;
 
 use crate::boot::Orphan;
-use crate::graph::{Graph, Marks, Node, Unknown};
-use crate::objects::Objects;
+use crate::digests::Digests;
+use crate::error::Result;
+use crate::graph::{Graph, Marks, Node, Target, Unknown};
 use crate::host::{Host, Known, MissingTag, UnusedLayer};
 use crate::json;
-use crate::mark::mark;
-use crate::digests::Digests;
+use crate::leases;
+use crate::mark::{Rank, mark};
 use crate::objects;
+use crate::objects::Objects;
 use crate::progress::{Phase, Progress};
 use crate::roots::{self, Doubt, FoundRef, Problem, RefId, Root};
 
@@ -53,6 +55,8 @@ pub struct Plan {
     pub objects: Objects,
     /// The staging directories.
     pub staging: Vec<StagingItem>,
+    /// The leases.
+    pub leases: Vec<LeaseItem>,
     /// What the caller knew.
     #[serde(skip)]
     known: Known,
@@ -121,6 +125,16 @@ pub struct StagingItem {
     pub decision: Decision,
 }
 
+/// A lease and what becomes of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LeaseItem {
+    /// Its name.
+    pub name: String,
+    /// What becomes of it.
+    #[serde(flatten)]
+    pub decision: Decision,
+}
+
 /// What becomes of something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(tag = "decision", content = "reason", rename_all = "kebab-case")]
@@ -157,7 +171,7 @@ pub enum RemoveReason {
     BeyondLast,
     /// It is a tag older than what is to be kept.
     TooOld,
-    /// It is the staging directory of a process that is gone.
+    /// It is the staging directory or lease of a process that is gone.
     Abandoned,
 }
 
@@ -187,7 +201,9 @@ pub(crate) fn plan_with(
     let odd = [streams.foreign, images.foreign].concat();
     let mut layers = known.unused_layers.clone();
     let mut missing_tags = known.missing_tags.clone();
-    let mut found = roots::find(repository, odd, known.clone())?;
+    let staging = repository.staging()?;
+    let leases = leases::leases(repository)?;
+    let mut found = roots::find(repository, odd, known.clone(), &staging, &leases)?;
 
     let digests = objects::list(repository, jobs(), progress, &mut found.ignored)?;
     let graph = Graph::new(repository, &streams.entries, &images.entries, &digests);
@@ -250,7 +266,8 @@ pub(crate) fn plan_with(
         streams,
         images,
         objects,
-        staging: staging(repository)?,
+        staging: staging_items(staging),
+        leases: lease_items(leases),
         known,
     })
 }
@@ -263,14 +280,16 @@ impl Plan {
         let streams = repository.streams()?;
         let images = repository.images()?;
         let odd = [streams.foreign, images.foreign].concat();
-        let found = roots::find(repository, odd, known.clone())?;
+        let staging = repository.staging()?;
+        let leases = leases::leases(repository)?;
+        let found = roots::find(repository, odd, known.clone(), &staging, &leases)?;
         let kept = |items: BTreeMap<RefId, FoundRef>| -> Vec<(RefId, String)> {
             let kept = items.into_iter().filter(|(_, found)| found.fate.is_ok());
             kept.map(|(id, found)| (id, found.target)).collect()
         };
         let mine = self.refs.iter().filter(|item| !item.decision.is_removal());
         let mine = mine.map(|item| (item.id.clone(), item.target.clone()));
-        Ok(known.roots == self.known.roots
+        Ok(found.roots == self.roots
             && known.problems == self.known.problems
             && known.missing_tags == self.known.missing_tags
             && known.orphans == self.known.orphans
@@ -291,12 +310,7 @@ impl Plan {
 }
 
 /// Follows the roots; what can't be followed becomes a problem.
-fn follow(
-    graph: &Graph<'_>,
-    marks: &Marks,
-    found: &mut roots::Found,
-    progress: &dyn Progress,
-) {
+fn follow(graph: &Graph<'_>, marks: &Marks, found: &mut roots::Found, progress: &dyn Progress) {
     progress.begin(Phase::Marking, None);
     let roots = &found.roots;
     let problems = Mutex::new(Vec::new());
@@ -316,21 +330,29 @@ fn follow(
             .unwrap_or_else(std::sync::PoisonError::into_inner)
             .push(problem);
     };
-    let nodes = std::mem::take(&mut found.targets)
-        .into_iter()
-        .filter_map(|(target, root)| match graph.resolve(&target) {
-            Ok(node) => Some((node, u32::try_from(root).unwrap_or(u32::MAX))),
-            Err(unknown) => {
-                problem(unknown, root);
-                None
-            }
+    let mut nodes = Vec::new();
+    for (target, root) in std::mem::take(&mut found.targets) {
+        let rank = Rank {
+            // Who needs something in particular comes before who may need anything.
+            distance: if target == Target::Links { 1 << 31 } else { 0 },
+            root: u32::try_from(root).unwrap_or(u32::MAX),
+        };
+        match graph.resolve(&target) {
+            Ok(resolved) => nodes.extend(resolved.into_iter().map(|node| (node, rank))),
+            Err(unknown) => problem(unknown, root),
+        }
+    }
+    // All of the first are followed to their ends before the last begin.
+    nodes.sort_by_key(|(_, rank)| *rank);
+    let last = nodes.partition_point(|(_, rank)| rank.distance == 0);
+    for nodes in [nodes.split_off(last), nodes].into_iter().rev() {
+        mark(nodes, marks, jobs(), |node, rank, needs| {
+            graph.references(node, needs, &mut |unknown| {
+                problem(unknown, rank.root as usize);
+            });
+            progress.advance(1);
         });
-    mark(nodes, marks, jobs(), |node, rank, needs| {
-        graph.references(node, needs, &mut |unknown| {
-            problem(unknown, rank.root as usize);
-        });
-        progress.advance(1);
-    });
+    }
     let mut problems = problems
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -382,16 +404,27 @@ pub(crate) fn decide(root: Option<usize>, in_doubt: bool) -> Decision {
     }
 }
 
-fn staging(repository: &Repository) -> Result<Vec<StagingItem>> {
-    let items = repository.staging()?.into_iter().map(|dir| StagingItem {
+fn staging_items(found: Vec<StagingDir>) -> Vec<StagingItem> {
+    let item = |dir: StagingDir| StagingItem {
         name: dir.name,
         bytes: dir.bytes,
         decision: match dir.owner {
             StagingOwner::Alive => Decision::Keep(KeepReason::InUse),
             StagingOwner::Gone => Decision::Remove(RemoveReason::Abandoned),
         },
-    });
-    Ok(items.collect())
+    };
+    found.into_iter().map(item).collect()
+}
+
+fn lease_items(found: Vec<leases::Found>) -> Vec<LeaseItem> {
+    let item = |lease: leases::Found| LeaseItem {
+        name: lease.name,
+        decision: match lease.holder {
+            Some(_) => Decision::Keep(KeepReason::InUse),
+            None => Decision::Remove(RemoveReason::Abandoned),
+        },
+    };
+    found.into_iter().map(item).collect()
 }
 
 fn texts<S: serde::Serializer>(digests: &[VerityDigest], serializer: S) -> Result<S::Ok, S::Error> {

@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use composefs_image::VerityDigest;
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation};
@@ -142,6 +143,20 @@ impl Repository {
                 Some(name) => Ok(Some(name)),
                 None => Err(self.malformed(&relative, &target)),
             },
+        }
+    }
+
+    /// When a ref was made to point at what it points at; `None` if there is no such ref.
+    pub fn ref_time(&self, category: Category, path: &RefPath) -> Result<Option<SystemTime>> {
+        let relative = refs_directory(category).join(path.as_path());
+        match rustix::fs::statat(self.dir(), &relative, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => {
+                // A time before 1970 is as good as 1970.
+                let since = u64::try_from(stat.st_mtime).unwrap_or_default();
+                Ok(SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(since)))
+            }
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(Error::io("examine", self.path().join(relative))(error)),
         }
     }
 
@@ -365,11 +380,7 @@ impl Repository {
         Ok(entries)
     }
 
-    fn for_each_entry(
-        &self,
-        relative: &Path,
-        mut act: impl FnMut(&[u8], FileType),
-    ) -> Result<()> {
+    fn for_each_entry(&self, relative: &Path, mut act: impl FnMut(&[u8], FileType)) -> Result<()> {
         let Some(dir) = durable::open_dir(self.dir(), relative, self.path())? else {
             return Ok(());
         };
