@@ -7,16 +7,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use composefs_image::{Algorithm, VerityDigest};
-use repository::list::{Foreign, Oddity, Ref, StagingDir, StagingOwner};
+use repository::list::{Foreign, Oddity, Ref};
 use repository::{Category, RefPath, Repository, StreamName, Tag};
 use serde::{Serialize, Serializer};
 
-use crate::error::Result;
-use crate::graph::Target;
+use crate::graph::Node;
 use crate::host::Known;
 use crate::json;
-use crate::leases;
-use crate::pins::pin_of;
 use crate::plan::RemoveReason;
 
 /// Something that is kept, with everything it needs.
@@ -105,8 +102,6 @@ pub enum Need {
     Image(#[serde(serialize_with = "json::text")] VerityDigest),
     /// An object and, if it is a stream or an image, what it needs.
     Object(#[serde(serialize_with = "json::text")] VerityDigest),
-    /// Everything that has a name in `streams/` or `images/`.
-    Links,
 }
 
 impl std::fmt::Display for Need {
@@ -116,7 +111,6 @@ impl std::fmt::Display for Need {
             Self::Stream(name) => write!(f, "{name}"),
             Self::Image(digest) => write!(f, "image {digest}"),
             Self::Object(digest) => write!(f, "object {digest}"),
-            Self::Links => f.write_str("everything with a name"),
         }
     }
 }
@@ -239,13 +233,11 @@ pub struct Roots {
 }
 
 /// Finds the roots without following them. Writes nothing.
-pub fn roots(repository: &Repository, known: Known) -> Result<Roots> {
+pub fn roots(repository: &Repository, known: Known) -> repository::Result<Roots> {
     let streams = repository.streams()?;
     let images = repository.images()?;
     let odd = [streams.foreign, images.foreign].concat();
-    let staging = repository.staging()?;
-    let leases = leases::leases(repository)?;
-    let found = find(repository, odd, known, &staging, &leases)?;
+    let found = find(repository, odd, known)?;
     Ok(Roots {
         roots: found.roots,
         problems: found.problems,
@@ -257,7 +249,7 @@ pub(crate) struct Found {
     /// Those that the caller knows come first, in its order.
     pub(crate) roots: Vec<Root>,
     /// Where marking starts, each with the index of its root.
-    pub(crate) targets: Vec<(Target, usize)>,
+    pub(crate) nodes: Vec<(Node, usize)>,
     pub(crate) problems: Vec<Problem>,
     /// What doesn't belong where it is and can't name anything: left alone.
     pub(crate) ignored: Vec<Foreign>,
@@ -269,7 +261,7 @@ pub(crate) struct FoundRef {
     /// The name of the stream or image.
     pub(crate) target: String,
     /// The index of its root, or why it goes.
-    pub(crate) fate: std::result::Result<usize, RemoveReason>,
+    pub(crate) fate: Result<usize, RemoveReason>,
 }
 
 /// Every ref is a root but those given up, and every link with an odd name, beside what the caller knows.
@@ -277,15 +269,13 @@ pub(crate) fn find(
     repository: &Repository,
     odd: Vec<Foreign>,
     known: Known,
-    staging: &[StagingDir],
-    leases: &[leases::Found],
-) -> Result<Found> {
+) -> repository::Result<Found> {
     let mut finder = Finder {
         algorithm: repository.algorithm(),
         targets: BTreeMap::new(),
         keepers: HashMap::new(),
         roots: Vec::new(),
-        needed: Vec::new(),
+        nodes: Vec::new(),
         problems: known.problems,
     };
     let mut ignored = Vec::new();
@@ -321,7 +311,7 @@ pub(crate) fn find(
         .cloned()
         .collect();
     for id in others {
-        finder.add(root_of(repository, id));
+        finder.add(root_of(id));
     }
     for foreign in odd {
         if let Oddity::LinkName(object) = foreign.oddity {
@@ -335,23 +325,6 @@ pub(crate) fn find(
             });
         } else {
             ignored.push(foreign);
-        }
-    }
-    for lease in leases {
-        if let Some(holder) = &lease.holder {
-            finder.add(root_of_lease(holder));
-        }
-    }
-    for writer in staging {
-        if writer.owner == StagingOwner::Alive {
-            finder.add(Root {
-                owner: Owner {
-                    kind: OwnerKind::Lease,
-                    name: format!("writer {}", writer.name),
-                },
-                reason: "is writing, and may use what is there".into(),
-                needs: vec![Need::Links],
-            });
         }
     }
     let fate = |id: &RefId| match (finder.keepers.get(id), given_up.get(id)) {
@@ -370,7 +343,7 @@ pub(crate) fn find(
             })
             .collect(),
         roots: finder.roots,
-        targets: finder.needed,
+        nodes: finder.nodes,
         problems: finder.problems,
         ignored,
     })
@@ -383,7 +356,7 @@ struct Finder {
     /// The first root that claims a ref.
     keepers: HashMap<RefId, usize>,
     roots: Vec<Root>,
-    needed: Vec<(Target, usize)>,
+    nodes: Vec<(Node, usize)>,
     problems: Vec<Problem>,
 }
 
@@ -391,81 +364,52 @@ impl Finder {
     fn add(&mut self, root: Root) {
         let index = self.roots.len();
         for need in &root.needs {
-            let needed = match need {
-                Need::Stream(name) => Target::Stream(name.clone()),
-                Need::Image(digest) => Target::Image(*digest),
-                Need::Object(digest) => Target::Object(*digest),
-                Need::Links => Target::Links,
+            let node = match need {
+                Need::Stream(name) => Node::Stream(name.clone()),
+                Need::Image(digest) => Node::Image(*digest),
+                Need::Object(digest) => Node::Object(*digest),
                 Need::Ref(id) => {
                     self.keepers.entry(id.clone()).or_insert(index);
                     let target = self.targets.get(id);
-                    let needed = target.and_then(|target| self.named(id.category, target));
-                    let Some(needed) = needed else {
+                    let node =
+                        target.and_then(|target| Node::named(id.category, target, self.algorithm));
+                    let Some(node) = node else {
                         self.problems.push(Problem::Dangling {
                             owner: root.owner.clone(),
                             target: target.cloned().unwrap_or_else(|| id.to_string()),
                         });
                         continue;
                     };
-                    needed
+                    node
                 }
             };
-            self.needed.push((needed, index));
+            self.nodes.push((node, index));
         }
         self.roots.push(root);
-    }
-
-    /// The link of this name; `None` if no link can have it.
-    fn named(&self, category: Category, name: &str) -> Option<Target> {
-        match category {
-            Category::Streams => StreamName::new(name).ok().map(Target::Stream),
-            Category::Images => VerityDigest::from_hex(name)
-                .ok()
-                .filter(|digest| digest.algorithm() == self.algorithm)
-                .map(Target::Image),
-        }
     }
 }
 
 /// The root that a ref is by itself.
-fn root_of(repository: &Repository, id: RefId) -> Root {
-    let pin = match id.category {
-        Category::Streams => pin_of(repository, &id.path),
-        Category::Images => None,
-    };
-    let (kind, name, reason) = match (id.tag(), pin) {
-        (Some(tag), _) => (
-            OwnerKind::Tag,
-            tag.to_string(),
-            "kept until it is untagged".into(),
+fn root_of(id: RefId) -> Root {
+    let (owner, reason) = match id.tag() {
+        Some(tag) => (
+            Owner {
+                kind: OwnerKind::Tag,
+                name: tag.to_string(),
+            },
+            "kept until it is untagged",
         ),
-        (None, Some(pin)) => (
-            OwnerKind::Pin,
-            pin.manifest.to_string(),
-            pin.reason
-                .unwrap_or_else(|| "kept until it is unpinned".into()),
-        ),
-        (None, None) => (
-            OwnerKind::Ref,
-            id.to_string(),
-            "kept until it is removed".into(),
+        None => (
+            Owner {
+                kind: OwnerKind::Ref,
+                name: id.to_string(),
+            },
+            "kept until it is removed",
         ),
     };
     Root {
-        owner: Owner { kind, name },
-        reason,
+        owner,
+        reason: reason.into(),
         needs: vec![Need::Ref(id)],
-    }
-}
-
-fn root_of_lease(holder: &leases::Holder) -> Root {
-    let leases::Holder { purpose, pid, .. } = holder;
-    Root {
-        owner: Owner {
-            kind: OwnerKind::Lease,
-            name: format!("process {pid}"),
-        },
-        reason: purpose.clone(),
-        needs: vec![Need::Links],
     }
 }

@@ -19,7 +19,6 @@ use crate::cancel::Cancel;
 use crate::error::{ImportError, LayerError};
 use crate::layer;
 use crate::pool::Queue;
-use crate::preflight;
 use crate::present;
 use crate::progress::{Event, Progress, Stage};
 use crate::report::{
@@ -37,6 +36,9 @@ const READERS_MAX: usize = 8;
 
 /// Buffers of all layers in work, if there are not so many jobs that they need more.
 const BUFFERS: usize = 64;
+
+/// Objects that may stay staged while the tree of the image is made: both need memory for each file.
+const STAGED_MAX: usize = 1 << 16;
 
 /// How to import. Made as `ImportOptions { tags, ..ImportOptions::default() }`: options are added.
 #[derive(Debug, Clone)]
@@ -76,7 +78,13 @@ impl ImportOptions {
 
 /// The bytes that are free on the repository's filesystem for whoever runs this.
 pub fn free_space(repository: &Repository) -> Result<u64, ImportError> {
-    Ok(preflight::free(repository)?.bytes)
+    let path = repository.path();
+    let stat = rustix::fs::statvfs(path).map_err(|error| repository::Error::Io {
+        action: "ask for the free space of",
+        path: path.to_owned(),
+        source: error.into(),
+    })?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Brings an image into the repository, verified, and tags it.
@@ -85,22 +93,6 @@ pub fn free_space(repository: &Repository) -> Result<u64, ImportError> {
 /// that were committed before the failure are, verified, for the next attempt. To import an image that
 /// is there already only adds tags.
 pub fn import_image(
-    repository: &Repository,
-    image: &SourceImage<'_>,
-    options: &ImportOptions,
-    progress: &dyn Progress,
-) -> Result<ImportReport, ImportError> {
-    // Whoever gave up because of the flag may have said so in other words.
-    import(repository, image, options, progress).map_err(|error| {
-        if options.cancel.is_cancelled() {
-            ImportError::Cancelled
-        } else {
-            error
-        }
-    })
-}
-
-fn import(
     repository: &Repository,
     image: &SourceImage<'_>,
     options: &ImportOptions,
@@ -137,8 +129,6 @@ fn import(
         (Outcome::Present, rootfs)
     } else {
         let missing = import.missing()?;
-        let layers: Vec<_> = missing.iter().map(|index| &image.layers[*index]).collect();
-        preflight::check(repository, &layers, options)?;
         import.times.check = started.elapsed();
         let batch = import.read(&missing)?;
         let rootfs = import.rootfs(&batch)?;
@@ -244,23 +234,23 @@ impl<'a> Import<'a> {
         self.reports[index] = Some(report);
     }
 
-    /// Reads layers into batches, and commits all of these but the last.
+    /// Reads layers into batches, and commits all of these but the last one, which may be empty.
     fn read(&mut self, missing: &[usize]) -> Result<Batch<'a>, ImportError> {
         let repository = self.repository;
         let groups = self.groups(missing);
-        let mut batch = repository.batch_until(self.options.cancel.flag())?;
+        let mut batch = repository.batch()?;
         for (number, group) in groups.iter().enumerate() {
-            if number > 0 {
-                self.stage(Stage::Publish);
-                let started = Instant::now();
-                let next = repository.batch_until(self.options.cancel.flag())?;
-                std::mem::replace(&mut batch, next).commit()?;
-                self.times.publish += started.elapsed();
-            }
             self.stage(Stage::Layers);
             let started = Instant::now();
             self.read_group(&batch, group)?;
             self.times.layers += started.elapsed();
+            let is_last = number + 1 == groups.len();
+            if !is_last || batch.staged_objects() > STAGED_MAX {
+                self.stage(Stage::Publish);
+                let started = Instant::now();
+                std::mem::replace(&mut batch, repository.batch()?).commit()?;
+                self.times.publish += started.elapsed();
+            }
         }
         Ok(batch)
     }
@@ -415,7 +405,7 @@ impl<'a> Import<'a> {
         }
         self.stage(Stage::Publish);
         let started = Instant::now();
-        let batch = self.repository.batch_until(self.options.cancel.flag())?;
+        let batch = self.repository.batch()?;
         self.set_tags(&batch, documents)?;
         batch.commit()?;
         self.times.publish = started.elapsed();

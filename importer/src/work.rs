@@ -1,7 +1,7 @@
 //! What the worker threads do: read a file's content once, hash it, and have it in the repository.
 //!
-//! A file of up to [`BUFFER`] bytes is one job, from opening it to cloning it. A larger one is cut into
-//! pieces whose fs-verity leaves are hashed independently; whoever reads the layer in order puts them
+//! Files that fit into one buffer together are one job, from opening them to cloning them: their blocks
+//! are hashed side by side. A file that needs more than a buffer is cut into pieces whose fs-verity leaves are hashed independently; whoever reads the layer in order puts them
 //! together and stores the file ([`Source::store`]). Buffers come with the jobs and go back with the
 //! answers, so their number bounds what is in flight.
 
@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use composefs_image::{Algorithm, VerityDigest, leaf_hashes, verity_digest};
+use composefs_image::{Algorithm, VerityDigest, leaf_hashes, verity_digests};
 use containers_storage::{ContentCrc, EntryName, OpenLayer};
 use repository::{Batch, CopyPolicy, Stored};
 
@@ -134,18 +134,29 @@ impl Buffer {
     }
 
     fn fill(&mut self, file: &File, at: u64, len: usize) -> Result<(), FileError> {
-        let target = self.data.get_mut(..len).ok_or_else(|| {
+        self.len = 0;
+        self.read_at(file, at, len)?;
+        Ok(())
+    }
+
+    /// Adds the first bytes of a file, and gives them.
+    fn read(&mut self, file: &File, len: usize) -> Result<&[u8], FileError> {
+        self.read_at(file, 0, len)
+    }
+
+    fn read_at(&mut self, file: &File, at: u64, len: usize) -> Result<&[u8], FileError> {
+        let target = self.data.get_mut(self.len..self.len + len).ok_or_else(|| {
             FileError::Read(io::Error::other("a piece is larger than its buffer"))
         })?;
         file.read_exact_at(target, at).map_err(FileError::Read)?;
-        self.len = len;
-        Ok(())
+        self.len += len;
+        Ok(target)
     }
 }
 
 /// Something for a worker to do.
 pub(crate) enum Job {
-    File(FileJob),
+    Files(FilesJob),
     Piece(PieceJob),
     Bytes(BytesJob),
     Leaves(LeavesJob),
@@ -163,15 +174,23 @@ pub(crate) struct LeavesJob {
     pub(crate) promise: Promise<Result<PieceDone, JobError>>,
 }
 
-/// A file of at most [`BUFFER`] bytes.
-pub(crate) struct FileJob {
+/// The most files of one job: as many as the vectors of any processor have lanes, and their open files.
+pub(crate) const FILES: usize = 32;
+
+/// Files that fit into a buffer together.
+pub(crate) struct FilesJob {
     pub(crate) layer: Arc<OpenLayer>,
+    pub(crate) files: Vec<SmallFile>,
+    pub(crate) buffer: Buffer,
+    pub(crate) promise: Promise<Result<FilesDone, FilesError>>,
+}
+
+/// One of them.
+pub(crate) struct SmallFile {
     pub(crate) name: EntryName,
-    pub(crate) size: u64,
+    pub(crate) size: usize,
     pub(crate) crc64: [u8; 8],
     pub(crate) content: Content,
-    pub(crate) buffer: Buffer,
-    pub(crate) promise: Promise<Result<FileDone, JobError>>,
 }
 
 /// What is to become of a file's content.
@@ -183,7 +202,20 @@ pub(crate) enum Content {
     Object,
 }
 
-/// A file that was read and verified against its CRC.
+/// Files that were read, one behind the other, and verified against their CRCs; for each its size and
+/// object, if it has become one.
+pub(crate) struct FilesDone {
+    pub(crate) buffer: Buffer,
+    pub(crate) files: Vec<(usize, Option<(VerityDigest, Stored)>)>,
+}
+
+/// The file that was at fault.
+pub(crate) struct FilesError {
+    pub(crate) name: EntryName,
+    pub(crate) error: JobError,
+}
+
+/// Content that has become an object.
 pub(crate) struct FileDone {
     pub(crate) buffer: Buffer,
     pub(crate) object: Option<(VerityDigest, Stored)>,
@@ -207,11 +239,15 @@ pub(crate) struct PieceDone {
 impl Job {
     pub(crate) fn run(self, context: &Context<'_>) {
         match self {
-            Self::File(mut job) => {
-                let result = job.layer_file(context);
-                let buffer = job.buffer;
-                job.promise
-                    .keep(result.map(|object| FileDone { buffer, object }));
+            Self::Files(job) => {
+                let FilesJob {
+                    layer,
+                    files,
+                    mut buffer,
+                    promise,
+                } = job;
+                let result = read_files(&layer, files, &mut buffer, context);
+                promise.keep(result.map(|files| FilesDone { buffer, files }));
             }
             Self::Piece(mut job) => {
                 let result = job.read(context);
@@ -250,30 +286,73 @@ fn leaves(buffer: &Buffer, context: &Context<'_>) -> Result<Vec<u8>, JobError> {
     Ok(leaves)
 }
 
-impl FileJob {
-    fn layer_file(
-        &mut self,
+type FileObjects = Vec<(usize, Option<(VerityDigest, Stored)>)>;
+
+/// Reads files into the buffer, then hashes all that become objects, then stores these.
+fn read_files(
+    layer: &OpenLayer,
+    files: Vec<SmallFile>,
+    buffer: &mut Buffer,
+    context: &Context<'_>,
+) -> Result<FileObjects, FilesError> {
+    let mut sources = Vec::with_capacity(files.len());
+    for file in &files {
+        match file.read(layer, buffer, context) {
+            Ok(source) => sources.push(source),
+            Err(error) => {
+                let name = file.name.clone();
+                return Err(FilesError { name, error });
+            }
+        }
+    }
+    let mut rest = buffer.bytes();
+    let mut contents = Vec::with_capacity(files.len());
+    for file in &files {
+        let (content, next) = rest.split_at(file.size);
+        if file.content == Content::Object {
+            contents.push(content);
+        }
+        rest = next;
+    }
+    let mut digests = verity_digests(context.algorithm, &contents).into_iter();
+    let mut done = Vec::with_capacity(files.len());
+    for (file, source) in files.into_iter().zip(sources) {
+        let object = match file.content {
+            Content::Inline => None,
+            Content::Object => digests.next(),
+        };
+        let object = match object.map(|digest| Ok((digest, source.store(context, &digest)?))) {
+            None => None,
+            Some(Ok(object)) => Some(object),
+            Some(Err(error)) => {
+                let error = JobError::File(error);
+                let name = file.name;
+                return Err(FilesError { name, error });
+            }
+        };
+        done.push((file.size, object));
+    }
+    Ok(done)
+}
+
+impl SmallFile {
+    fn read(
+        &self,
+        layer: &OpenLayer,
+        buffer: &mut Buffer,
         context: &Context<'_>,
-    ) -> Result<Option<(VerityDigest, Stored)>, JobError> {
+    ) -> Result<Source, JobError> {
         if context.stop.is_set() {
             return Err(JobError::Stopped);
         }
-        let source = Source::open(&self.layer, &self.name, self.size)?;
-        let len = usize::try_from(self.size).unwrap_or(usize::MAX);
-        self.buffer.fill(&source.file, 0, len)?;
+        let source = Source::open(layer, &self.name, self.size as u64)?;
+        let content = buffer.read(&source.file, self.size)?;
         let mut crc = ContentCrc::new();
-        crc.update(self.buffer.bytes());
+        crc.update(content);
         if crc.finish() != self.crc64 {
             return Err(FileError::Content.into());
         }
-        match self.content {
-            Content::Inline => Ok(None),
-            Content::Object => {
-                let digest = verity_digest(context.algorithm, self.buffer.bytes());
-                let stored = source.store(context, &digest)?;
-                Ok(Some((digest, stored)))
-            }
-        }
+        Ok(source)
     }
 }
 
@@ -357,6 +436,7 @@ impl Stamp {
 mod tests {
     use std::time::{Duration, SystemTime};
 
+    use composefs_image::verity_digest;
     use repository::{InitOptions, Repository, Security};
 
     use super::*;

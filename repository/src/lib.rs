@@ -30,6 +30,7 @@
 
 mod batch;
 pub mod boot;
+mod digest_table;
 mod durable;
 pub mod erofs;
 mod error;

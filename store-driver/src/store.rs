@@ -54,7 +54,7 @@ impl Store {
             paths,
             _lock: lock,
         };
-        store.repair(repository)?;
+        store.repair()?;
         Ok(store)
     }
 
@@ -81,7 +81,7 @@ impl Store {
         symlink(is, &path).map_err(Error::io("create", path))
     }
 
-    fn repair(&mut self, repository: &Repository) -> Result<()> {
+    fn repair(&mut self) -> Result<()> {
         let incoming = self.paths.incoming();
         remove_directory(&incoming)?;
 
@@ -102,12 +102,12 @@ impl Store {
             }
             layers.commit()?;
         }
-        self.settle_removed(repository)
+        self.settle_removed()
     }
 
     /// Brings removed layers back that are in use after all, with what they stand on, and deletes the
     /// others.
-    pub(crate) fn settle_removed(&mut self, repository: &Repository) -> Result<()> {
+    pub(crate) fn settle_removed(&mut self) -> Result<()> {
         let removed = self.own.removed()?;
         if removed.is_empty() {
             return Ok(());
@@ -116,7 +116,7 @@ impl Store {
             .iter()
             .map(|layer| (layer.id.clone(), layer.link))
             .collect();
-        let users = self.consumers.users_of(repository, &asked);
+        let users = self.consumers.users_of(&asked);
         let records: Vec<LayerRecord> = removed
             .iter()
             .filter_map(|layer| layer.record.clone())

@@ -29,8 +29,7 @@ pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome
     if args.images.len() > 1 && !args.tag.is_empty() {
         bail!("--tag names one image, but {} are given", args.images.len());
     }
-    let stored = |name: &String| matches!(Reference::parse(name), Ok(Reference::Storage(_)));
-    if rootless::is_needed() && args.images.iter().any(stored) {
+    if rootless::is_needed() {
         rootless::reexecute().context("cannot read the layers of a user's podman")?;
     }
     let interrupt = Interrupt::watch(&context.channel)?;
@@ -51,8 +50,6 @@ pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome
             context.channel.tell(Level::Warning, &warning.to_string());
         }
         if args.publish {
-            let too_late = || format!("{name} is imported, but not published");
-            interrupt.check().with_context(too_late)?;
             let manifest = imported.manifest.to_string();
             let image = oci::find(&repository, &manifest)?;
             let published = publish::publish_one(&repository, &image, &args.layout)

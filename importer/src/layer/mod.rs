@@ -31,8 +31,8 @@ use crate::progress::{Event, Progress};
 use crate::report::Counts;
 use crate::source::{LayerContent, SourceLayer};
 use crate::work::{
-    BUFFER, Buffer, BytesJob, Content, Context, FileDone, Job, JobError, LeavesJob, PieceDone,
-    Source,
+    BUFFER, Buffer, BytesJob, Content, Context, FileDone, FilesDone, FilesError, FilesJob, Job,
+    JobError, LeavesJob, PieceDone, Source,
 };
 
 /// Bytes of headers and the like in flight, beside the segment in hand.
@@ -66,8 +66,12 @@ pub(crate) fn import(
         due: Due::Nothing,
         filling: None,
         free: (0..context.buffers).map(|_| Buffer::new()).collect(),
+        files: None,
+        files_bytes: 0,
+        taken: None,
         pending: VecDeque::new(),
         pending_bytes: 0,
+        files_queued: 0,
         sha256: Sha256::new(),
         writer: Writer::new(context.batch, ContentType::OCI_LAYER)?,
         large: None,
@@ -105,10 +109,17 @@ struct Layer<'a> {
     /// A buffer that is being filled with content that came with the tar itself.
     filling: Option<Buffer>,
     free: Vec<Buffer>,
+    /// Small files that are not in the queue yet, for more to join them; their bytes.
+    files: Option<FilesJob>,
+    files_bytes: usize,
     // Between the ends.
     pending: VecDeque<Pending>,
     pending_bytes: usize,
+    /// Jobs of small files in `pending` that are in the queue or done.
+    files_queued: usize,
     // The back end: what was read.
+    /// Small files that were read and are not all taken yet.
+    taken: Option<TakenFiles>,
     sha256: Sha256,
     writer: Writer<'a, 'a>,
     large: Option<OpenLarge<'a>>,
@@ -137,10 +148,22 @@ enum Pending {
         name: EntryName,
         answer: Answer<Result<FileDone, JobError>>,
     },
+    /// The first of the small files that one buffer holds.
+    Files(Answer<Result<FilesDone, FilesError>>),
+    /// The next one of them.
+    NextFile,
     /// The beginning of larger content.
     Large(Large),
     /// The next piece of it.
     Piece(Answer<Result<PieceDone, JobError>>),
+}
+
+/// Small files that were read, of which some are taken.
+struct TakenFiles {
+    buffer: Buffer,
+    /// Where the next one begins in the buffer.
+    at: usize,
+    left: std::vec::IntoIter<(usize, Option<(VerityDigest, Stored)>)>,
 }
 
 /// Content of more than one piece.
@@ -345,6 +368,14 @@ impl Layer<'_> {
 
     // The back end.
 
+    /// Has the small files read that were put together so far.
+    fn submit_files(&mut self) {
+        if let Some(job) = self.files.take() {
+            self.queue.push(Job::Files(job));
+            self.files_queued += 1;
+        }
+    }
+
     /// Takes the oldest pending part, waiting for it if it is being read.
     fn take_one(&mut self) -> Result<(), LayerError> {
         let Some(part) = self.pending.pop_front() else {
@@ -368,8 +399,46 @@ impl Layer<'_> {
                 self.free.push(done.buffer.clear());
                 self.meter.file();
             }
+            Pending::Files(answer) => {
+                if self.files_queued == 0 {
+                    self.submit_files();
+                }
+                self.files_queued = self.files_queued.saturating_sub(1);
+                let FilesDone { buffer, files } = settle_files(answer)?;
+                self.taken = Some(TakenFiles {
+                    buffer,
+                    at: 0,
+                    left: files.into_iter(),
+                });
+                self.take_small_file()?;
+            }
+            Pending::NextFile => self.take_small_file()?,
             Pending::Large(large) => self.begin_large(large)?,
             Pending::Piece(answer) => self.take_piece(answer)?,
+        }
+        Ok(())
+    }
+
+    fn take_small_file(&mut self) -> Result<(), LayerError> {
+        // The files of a job always follow each other.
+        let Some(mut taken) = self.taken.take() else {
+            return Err(LayerError::WorkerLost);
+        };
+        let Some((size, object)) = taken.left.next() else {
+            return Err(LayerError::WorkerLost);
+        };
+        let content = &taken.buffer.bytes()[taken.at..taken.at + size];
+        self.read(content);
+        match object {
+            None => self.writer.inline(content)?,
+            Some((digest, stored)) => self.external(&digest, size as u64, stored)?,
+        }
+        self.meter.file();
+        taken.at += size;
+        if taken.left.len() > 0 {
+            self.taken = Some(taken);
+        } else {
+            self.free.push(taken.buffer.clear());
         }
         Ok(())
     }
@@ -504,7 +573,11 @@ impl Pending {
     fn own_bytes(&self) -> usize {
         let held = match self {
             Self::Inline(bytes) => bytes.len(),
-            Self::File { .. } | Self::Large(_) | Self::Piece(_) => 0,
+            Self::File { .. }
+            | Self::Files(_)
+            | Self::NextFile
+            | Self::Large(_)
+            | Self::Piece(_) => 0,
         };
         held + size_of::<Self>()
     }
@@ -514,13 +587,24 @@ impl Pending {
 fn settle<T>(answer: Answer<Result<T, JobError>>, name: &EntryName) -> Result<T, LayerError> {
     match answer.wait() {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(JobError::Stopped)) => Err(LayerError::Stopped),
-        Ok(Err(JobError::File(FileError::Open(error)))) => Err(error.into()),
-        Ok(Err(JobError::File(source))) => Err(LayerError::File {
-            name: name.clone(),
-            source,
-        }),
+        Ok(Err(error)) => Err(failed(error, name.clone())),
         Err(Lost) => Err(LayerError::WorkerLost),
+    }
+}
+
+fn settle_files(answer: Answer<Result<FilesDone, FilesError>>) -> Result<FilesDone, LayerError> {
+    match answer.wait() {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(FilesError { name, error })) => Err(failed(error, name)),
+        Err(Lost) => Err(LayerError::WorkerLost),
+    }
+}
+
+fn failed(error: JobError, name: EntryName) -> LayerError {
+    match error {
+        JobError::Stopped => LayerError::Stopped,
+        JobError::File(FileError::Open(error)) => error.into(),
+        JobError::File(source) => LayerError::File { name, source },
     }
 }
 

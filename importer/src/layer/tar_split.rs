@@ -8,7 +8,7 @@ use repository::layers::Placement;
 use super::{Due, Imported, Large, LargeFrom, Layer, Pending};
 use crate::error::{LayerError, MemberProblem};
 use crate::pool::promise;
-use crate::work::{BUFFER, Content, FileJob, Job, PieceJob, Source};
+use crate::work::{BUFFER, Content, FILES, FilesJob, Job, PieceJob, SmallFile, Source};
 
 /// Reads a layer. The engine may go on working on its store meanwhile.
 pub(super) fn read(
@@ -68,18 +68,37 @@ impl TarSplit<'_> {
         if size > BUFFER as u64 {
             return self.large_file(name, size, crc64, content);
         }
-        let buffer = self.layer.buffer()?;
-        let (promise, answer) = promise();
-        self.layer.queue.push(Job::File(FileJob {
-            layer: Arc::clone(&self.open),
-            name: name.clone(),
-            size,
+        let file = SmallFile {
+            name,
+            size: size as usize,
             crc64,
             content,
+        };
+        self.small_file(file)
+    }
+
+    /// Adds a file to the job that is being put together, or begins one with it.
+    fn small_file(&mut self, file: SmallFile) -> Result<(), LayerError> {
+        let layer = &mut self.layer;
+        if let Some(job) = &mut layer.files
+            && job.files.len() < FILES
+            && layer.files_bytes + file.size <= BUFFER
+        {
+            layer.files_bytes += file.size;
+            job.files.push(file);
+            return layer.push(Pending::NextFile);
+        }
+        layer.submit_files();
+        let buffer = layer.buffer()?;
+        let (promise, answer) = promise();
+        layer.files_bytes = file.size;
+        layer.files = Some(FilesJob {
+            layer: Arc::clone(&self.open),
+            files: vec![file],
             buffer,
             promise,
-        }));
-        self.layer.push(Pending::File { name, answer })
+        });
+        layer.push(Pending::Files(answer))
     }
 
     fn large_file(

@@ -47,7 +47,7 @@ fn undisturbed(scene: &Scene) -> Result<Vec<PathBuf>> {
     relative(&store)
 }
 
-pub(crate) fn relative(store: &Store) -> Result<Vec<PathBuf>> {
+fn relative(store: &Store) -> Result<Vec<PathBuf>> {
     let objects = store.objects()?;
     Ok(objects
         .iter()
@@ -56,7 +56,7 @@ pub(crate) fn relative(store: &Store) -> Result<Vec<PathBuf>> {
 }
 
 /// The files in staging directories of writers.
-pub(crate) fn staged(store: &Store) -> usize {
+fn staged(store: &Store) -> usize {
     let staging = store.repo().join("composefs-store/staging");
     let Ok(writers) = std::fs::read_dir(staging) else {
         return 0;

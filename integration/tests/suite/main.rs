@@ -10,7 +10,6 @@ mod damage;
 mod filesystems;
 mod harness;
 mod images;
-mod importing;
 mod kernel;
 mod locking;
 mod mounting;

@@ -4,7 +4,7 @@
 //! stands for something that isn't there. A failure in the middle leaves objects without a name, and
 //! complete links without refs: garbage, and harmless.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use composefs_image::VerityDigest;
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Batch, CommitStats, Staged, State};
+use super::{Batch, CommitStats, Objects, State};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::failpoint::failpoint;
@@ -25,28 +25,26 @@ impl Batch<'_> {
     /// When it returns, all of it survives a crash. When it fails, or the process dies in it, no name
     /// stands for anything incomplete, and doing it all again succeeds.
     pub fn commit(self) -> Result<CommitStats> {
-        self.check_stop()?;
-        let state = std::mem::take(&mut *self.state());
+        let empty = State::new(self.repository.algorithm());
+        let state = std::mem::replace(&mut *self.state(), empty);
         self.check_targets(&state)?;
         let root = self.repository.path();
 
         // 1. The content of the objects.
-        if !state.staged.is_empty() {
+        if state.objects.count > 0 {
             failpoint("commit-staged");
             durable::sync_filesystem(&self.dir, root)?;
             failpoint("commit-content-synced");
-            self.check_stop()?;
             // 2. Their names.
-            self.name_objects(&state.staged)?;
+            self.name_objects(&state.objects)?;
         }
-        let has_links = !state.streams.is_empty() || !state.images.is_empty();
-        if !state.staged.is_empty() || has_links || !state.refs.is_empty() {
+        // What other programs write to the filesystem meanwhile must not be waited for in vain.
+        if state.objects.count > 0 || !self.is_in_place(&state) {
             // Also makes objects durable that another writer has only just stored.
             failpoint("commit-objects-named");
             durable::sync_filesystem(&self.dir, root)?;
             failpoint("commit-objects-synced");
         }
-        self.check_stop()?;
 
         // 3. The links, with bridges while streams are replaced.
         let mut touched = Touched::default();
@@ -89,6 +87,34 @@ impl Batch<'_> {
         Ok(state.stats)
     }
 
+    /// Whether there is every link and ref already.
+    fn is_in_place(&self, state: &State) -> bool {
+        let is = |category: Category, name: &Path, target: &Path| {
+            let path = Path::new(category.directory()).join(name);
+            rustix::fs::readlinkat(self.repository.dir(), path, Vec::new())
+                .is_ok_and(|found| found.to_bytes() == target.as_os_str().as_encoded_bytes())
+        };
+        let mut streams = state.streams.iter();
+        let mut images = state.images.iter();
+        let mut refs = state.refs.iter();
+        streams.all(|(name, digest)| {
+            is(
+                Category::Streams,
+                Path::new(name.as_str()),
+                &object_target(digest),
+            )
+        }) && images.all(|digest| {
+            is(
+                Category::Images,
+                Path::new(&digest.to_string()),
+                &object_target(digest),
+            )
+        }) && refs.all(|((category, path), target)| {
+            let name = Path::new(REFS).join(path.as_path());
+            is(*category, &name, &ref_target(path, target))
+        })
+    }
+
     /// The objects of streams that are being replaced, old and new ones, that need another name meanwhile.
     ///
     /// The collector of composefs-rs follows a reference from stream to stream only if the object it
@@ -123,8 +149,8 @@ impl Batch<'_> {
             .map(|digest| (Category::Images, digest.to_string(), digest));
         for (category, name, digest) in streams.chain(images) {
             self.repository.check_algorithm(digest)?;
-            let exists =
-                state.staged.contains_key(digest) || self.repository.object_size(digest)?.is_some();
+            let exists = state.objects.get(digest).is_some()
+                || self.repository.object_size(digest)?.is_some();
             if !exists {
                 return Err(Error::Dangling {
                     name: Path::new(category.directory()).join(name),
@@ -154,12 +180,12 @@ impl Batch<'_> {
 
     /// Renames the staged objects into place. Names that exist are left as they are: another writer was
     /// faster.
-    fn name_objects(&self, staged: &HashMap<VerityDigest, Staged>) -> Result<()> {
+    fn name_objects(&self, staged: &Objects) -> Result<()> {
         let root = self.repository.path();
         let (objects, _) = durable::make_dir(self.repository.dir(), OBJECTS, root)?;
         let objects_path = root.join(OBJECTS);
         let mut shards = [false; 256];
-        for (digest, staged) in staged {
+        for (digest, staged) in staged.iter() {
             let path = digest.object_path();
             let shard = usize::from(digest.as_bytes().first().copied().unwrap_or_default());
             if let Some(made @ false) = shards.get_mut(shard) {
@@ -171,7 +197,7 @@ impl Batch<'_> {
             match rename_without_replacing(&self.dir, &name, &objects, &path) {
                 Ok(()) => {}
                 Err(Errno::EXIST) => {
-                    self.repository.has_sound_object(digest, staged.size)?;
+                    self.repository.has_sound_object(&digest, staged.size)?;
                     durable::unlink(&self.dir, &name, &self.path())?;
                 }
                 Err(error) => {

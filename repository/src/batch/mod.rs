@@ -8,19 +8,20 @@
 mod commit;
 mod staged;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard};
 
 use composefs_image::{Algorithm, VerityDigest, verity_digest};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::PRIVATE_DIRECTORY;
+use crate::digest_table::DigestTable;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::names::{Category, RefPath, StreamName};
@@ -93,27 +94,76 @@ pub struct Batch<'r> {
     next_file: AtomicU64,
     /// Cleared when the filesystem turns out to have no fs-verity.
     try_verity: AtomicBool,
-    /// Set from outside when the batch is no longer wanted.
-    stop: Option<Arc<AtomicBool>>,
-    /// Whether this batch keeps others from entering images.
-    enters_images: AtomicBool,
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
-    staged: HashMap<VerityDigest, Staged>,
+    objects: Objects,
     streams: BTreeMap<StreamName, VerityDigest>,
     images: BTreeSet<VerityDigest>,
     refs: BTreeMap<(Category, RefPath), String>,
     stats: CommitStats,
 }
 
+impl State {
+    fn new(algorithm: Algorithm) -> Self {
+        Self {
+            objects: Objects {
+                digests: DigestTable::new(algorithm),
+                staged: Vec::new(),
+                count: 0,
+            },
+            streams: BTreeMap::new(),
+            images: BTreeSet::new(),
+            refs: BTreeMap::new(),
+            stats: CommitStats::default(),
+        }
+    }
+}
+
+/// The digests that the batch was asked about, by number, and which of them are staged.
+#[derive(Debug)]
+struct Objects {
+    digests: DigestTable,
+    /// Shorter than `digests` where the last ones are not staged.
+    staged: Vec<Option<Staged>>,
+    count: usize,
+}
+
 /// A staged object: the number that is its file name in the staging directory.
 #[derive(Debug, Clone, Copy)]
 struct Staged {
-    file: u64,
+    file: NonZeroU64,
     size: u64,
+}
+
+impl Objects {
+    fn get(&self, digest: &VerityDigest) -> Option<Staged> {
+        let number = self.digests.find(digest)?;
+        self.staged.get(number as usize).copied().flatten()
+    }
+
+    /// Enters a staged object, unless it is there already.
+    fn enter(&mut self, digest: &VerityDigest, staged: Staged) -> bool {
+        let number = self.digests.insert(digest) as usize;
+        if number >= self.staged.len() {
+            self.staged.resize(number + 1, None);
+        }
+        match &mut self.staged[number] {
+            Some(_) => false,
+            place => {
+                *place = Some(staged);
+                self.count += 1;
+                true
+            }
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (VerityDigest, Staged)> {
+        let staged = (0_u32..).zip(&self.staged);
+        staged.filter_map(|(number, staged)| Some((self.digests.get(number), (*staged)?)))
+    }
 }
 
 impl<'r> Batch<'r> {
@@ -132,49 +182,10 @@ impl<'r> Batch<'r> {
             parent_path,
             dir,
             name,
-            next_file: AtomicU64::new(0),
+            next_file: AtomicU64::new(1),
             try_verity: AtomicBool::new(true),
-            stop: None,
-            enters_images: AtomicBool::new(false),
-            state: Mutex::default(),
+            state: Mutex::new(State::new(repository.algorithm())),
         })
-    }
-
-    pub(crate) fn stop_at(&mut self, stop: Arc<AtomicBool>) {
-        self.stop = Some(stop);
-    }
-
-    /// Fails if somebody wants the batch to stop.
-    fn check_stop(&self) -> Result<()> {
-        match &self.stop {
-            Some(stop) if stop.load(Ordering::Relaxed) => Err(Error::Interrupted),
-            _ => Ok(()),
-        }
-    }
-
-    /// Waits until no other batch is about to enter an image, and keeps others from it as long as this one
-    /// lives: what it then reads of the repository's images is still so when it is committed.
-    ///
-    /// An exclusive `flock` on the directory of the staging directories. A thread that has two batches
-    /// must not call it on the second before the first is committed or dropped.
-    pub(crate) fn enter_images(&self) -> Result<()> {
-        if self.enters_images.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let mut pause = Duration::from_millis(1);
-        loop {
-            self.check_stop()?;
-            match durable::flock(&self.parent, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(Errno::WOULDBLOCK) => {
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(50));
-                }
-                Err(error) => return Err(Error::io("lock", &self.parent_path)(error)),
-            }
-        }
-        self.enters_images.store(true, Ordering::Release);
-        Ok(())
     }
 
     /// The repository it writes to.
@@ -189,7 +200,7 @@ impl<'r> Batch<'r> {
 
     /// The size in bytes of a staged object or one in the repository; `None` if it is neither.
     pub fn object_size(&self, digest: &VerityDigest) -> Result<Option<u64>> {
-        let staged = self.state().staged.get(digest).map(|staged| staged.size);
+        let staged = self.state().objects.get(digest).map(|staged| staged.size);
         match staged {
             Some(size) => Ok(Some(size)),
             None => self.repository.object_size(digest),
@@ -231,12 +242,6 @@ impl<'r> Batch<'r> {
         staged.finish(digest, size, how)
     }
 
-    /// Whether the kernel clones this file into the repository. Stores nothing.
-    pub fn can_clone(&self, source: BorrowedFd<'_>) -> Result<bool> {
-        staged::can_clone(&self.scratch_file()?, source)
-            .map_err(Error::io("clone a file to", self.path()))
-    }
-
     /// Begins to store an object whose digest is known only at its end.
     pub fn object_writer(&self) -> Result<ObjectWriter<'_, 'r>> {
         ObjectWriter::new(self)
@@ -269,6 +274,11 @@ impl<'r> Batch<'r> {
         }
     }
 
+    /// How many objects are staged. Each takes about 100 bytes of memory until the commit.
+    pub fn staged_objects(&self) -> usize {
+        self.state().objects.count
+    }
+
     /// What has been stored so far.
     pub fn stats(&self) -> CommitStats {
         self.state().stats
@@ -281,9 +291,14 @@ impl<'r> Batch<'r> {
         Ok(file)
     }
 
+    /// A number for the digest, the same each time; it need not be that of a staged object.
+    pub(crate) fn number_of(&self, digest: &VerityDigest) -> u32 {
+        self.state().objects.digests.insert(digest)
+    }
+
     /// Whether the object needn't be stored: it is staged, or sound in the repository.
     fn is_present(&self, digest: &VerityDigest, size: u64) -> Result<bool> {
-        if self.state().staged.contains_key(digest) {
+        if self.state().objects.get(digest).is_some() {
             return Ok(true);
         }
         self.repository.has_sound_object(digest, size)
@@ -299,9 +314,9 @@ impl<'r> Batch<'r> {
         self.parent_path.join(&self.name)
     }
 
-    fn create_file(&self) -> Result<(File, u64)> {
-        self.check_stop()?;
+    fn create_file(&self) -> Result<(File, NonZeroU64)> {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
+        let number = NonZeroU64::new(number).expect("fewer than 2^64 files");
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let name = number.to_string();
         let file = rustix::fs::openat(&self.dir, &name, flags, Mode::from_raw_mode(0o644))
@@ -323,8 +338,7 @@ impl ReadObjects for Batch<'_> {
     }
 
     fn open_object(&self, digest: &VerityDigest) -> Result<File> {
-        self.check_stop()?;
-        let staged = self.state().staged.get(digest).copied();
+        let staged = self.state().objects.get(digest);
         let Some(staged) = staged else {
             return self.repository.open_object(digest);
         };

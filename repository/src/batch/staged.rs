@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ const CHUNK: usize = 128 * 1024;
 #[derive(Debug)]
 pub(super) struct StagedFile<'b, 'r> {
     batch: &'b Batch<'r>,
-    number: u64,
+    number: NonZeroU64,
     /// `None` once the file is complete.
     file: Option<File>,
     keep: bool,
@@ -66,7 +67,15 @@ impl<'b, 'r> StagedFile<'b, 'r> {
                 }
                 return Ok(Stored::Reflinked);
             }
-            Err(error) if is_refusal(error) => error,
+            // All the ways in which filesystems say "not here" or "not this file".
+            Err(
+                error @ (Errno::XDEV
+                | Errno::OPNOTSUPP
+                | Errno::INVAL
+                | Errno::TXTBSY
+                | Errno::PERM
+                | Errno::NOTTY),
+            ) => error,
             Err(error) => return Err(Error::io("clone a file to", self.path())(error)),
         };
         match policy {
@@ -126,17 +135,12 @@ impl<'b, 'r> StagedFile<'b, 'r> {
         self.file = None;
         self.verify(digest)?;
         let mut state = self.batch.state();
-        let stored = match state.staged.entry(*digest) {
-            std::collections::hash_map::Entry::Occupied(_) => Stored::Present,
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(Staged {
-                    file: self.number,
-                    size,
-                });
-                self.keep = true;
-                how
-            }
+        let staged = Staged {
+            file: self.number,
+            size,
         };
+        self.keep = state.objects.enter(digest, staged);
+        let stored = if self.keep { how } else { Stored::Present };
         state.stats.count(stored, size);
         Ok(stored)
     }
@@ -197,28 +201,6 @@ impl Drop for StagedFile<'_, '_> {
             );
         }
     }
-}
-
-/// Clones a file if the kernel can.
-pub(super) fn can_clone(to: &File, source: BorrowedFd<'_>) -> Result<bool, Errno> {
-    match rustix::fs::ioctl_ficlone(to, source) {
-        Ok(()) => Ok(true),
-        Err(error) if is_refusal(error) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether an error of FICLONE means "not here" or "not this file", so that copying may succeed.
-///
-/// Another filesystem (EXDEV), a filesystem or kernel without clones (EOPNOTSUPP, ENOTTY), files whose
-/// settings do not fit together, such as btrfs's checksums (EINVAL), a swap file (ETXTBSY), and a file or
-/// policy that forbids it (EPERM). Anything else, such as ENOSPC or EIO, is trouble that a copy would run
-/// into again or, worse, hide.
-fn is_refusal(error: Errno) -> bool {
-    matches!(
-        error,
-        Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::TXTBSY | Errno::PERM
-    )
 }
 
 fn changed(expected: &VerityDigest, actual: Actual) -> Error {
@@ -290,35 +272,5 @@ impl Write for ObjectWriter<'_, '_> {
         self.staged.file().write_all(&self.buffer)?;
         self.buffer.clear();
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_are_copied_only_where_the_kernel_refuses_to_clone_them() {
-        let refusals: Vec<i32> = (1..=133)
-            .filter(|code| is_refusal(Errno::from_raw_os_error(*code)))
-            .collect();
-        let expected = [
-            libc::EPERM,
-            libc::EXDEV,
-            libc::EINVAL,
-            libc::ENOTTY,
-            libc::ETXTBSY,
-            libc::EOPNOTSUPP,
-        ];
-        assert_eq!(refusals, expected);
-        for trouble in [
-            libc::ENOSPC,
-            libc::EIO,
-            libc::EDQUOT,
-            libc::EROFS,
-            libc::EBADF,
-        ] {
-            assert!(!is_refusal(Errno::from_raw_os_error(trouble)));
-        }
     }
 }

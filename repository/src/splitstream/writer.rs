@@ -1,6 +1,7 @@
 //! Writing a splitstream piece by piece, in the order of the stream.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{self, Write};
 
 use composefs_image::VerityDigest;
@@ -131,25 +132,28 @@ impl<'b, 'r> Writer<'b, 'r> {
 
 /// Digests in the order of their first use, each once.
 struct RefTable<'b, 'r> {
+    batch: &'b Batch<'r>,
     digests: Spool<'b, 'r>,
-    indexes: HashMap<VerityDigest, u64>,
+    /// From the batch's numbers, so that the batch alone keeps digests in memory.
+    indexes: HashMap<u32, u32>,
 }
 
 impl<'b, 'r> RefTable<'b, 'r> {
     fn new(batch: &'b Batch<'r>) -> Self {
         Self {
+            batch,
             digests: Spool::new(batch),
             indexes: HashMap::new(),
         }
     }
 
     fn index(&mut self, digest: &VerityDigest) -> io::Result<u64> {
-        let next = self.indexes.len() as u64;
-        match self.indexes.entry(*digest) {
-            std::collections::hash_map::Entry::Occupied(entry) => Ok(*entry.get()),
-            std::collections::hash_map::Entry::Vacant(entry) => {
+        let next = u32::try_from(self.indexes.len()).map_err(io::Error::other)?;
+        match self.indexes.entry(self.batch.number_of(digest)) {
+            Entry::Occupied(entry) => Ok((*entry.get()).into()),
+            Entry::Vacant(entry) => {
                 self.digests.write_all(digest.as_bytes())?;
-                Ok(*entry.insert(next))
+                Ok((*entry.insert(next)).into())
             }
         }
     }
