@@ -8,5 +8,8 @@
 mod host;
 mod pe;
 
+pub use composefs_image::VerityDigest;
+pub use repository::oci::ManifestDigest;
+
 pub use host::{Damage, Host, Interrupted, Loader, Menu, Mounts, Record};
 pub use pe::uki;

@@ -7,6 +7,7 @@ mod collection;
 mod commands;
 mod crashes;
 mod damage;
+mod deployments;
 mod filesystems;
 mod harness;
 mod images;
