@@ -205,7 +205,9 @@ impl World {
             .filter(|(_, record)| record.is_some())
             .map(|(id, _)| **id)
             .collect();
-        let ids: Vec<_> = states.iter().map(|(id, _)| **id).collect();
+        // Without entry the state directory would be all there is: without it, too, nobody needs the image.
+        let named = |id: &VerityDigest| self.host.named().any(|entry| entry.id == *id);
+        let ids: Vec<_> = states.iter().map(|(id, _)| **id).filter(named).collect();
         let damage = match self.random.below(5) {
             0 => self.random.pick(&ids).copied().map(Damage::NoState),
             1 => self

@@ -7,9 +7,10 @@ use composefs_image::VerityDigest;
 use rustix::fs::FileType;
 
 use super::artifact::{self, UkiName};
-use super::bls::{self, BlsEntry, Program, ProgramKind};
+use super::bls;
+use super::entries::uki_images;
 use super::origin::{self, Origin};
-use super::scan::{self, Scan, Stage, Uki, name_of};
+use super::scan::{self, Scan, Stage, name_of};
 use super::tree::UntrustedDir;
 use super::{
     BootState, Deployment, Doubt, Entry, EntryKind, Fault, Orphan, OrphanKind, Problem, Slot,
@@ -42,33 +43,33 @@ pub fn find(sources: &Sources) -> BootState {
 }
 
 /// An entry before it is known in which slot it is.
-struct Candidate {
-    entry: Entry,
-    stage: Stage,
-    place: usize,
-    relative: PathBuf,
+pub(super) struct Candidate {
+    pub(super) entry: Entry,
+    pub(super) stage: Stage,
+    pub(super) place: usize,
+    pub(super) relative: PathBuf,
     /// For sorting.
-    sort_key: Option<String>,
-    version: Option<String>,
+    pub(super) sort_key: Option<String>,
+    pub(super) version: Option<String>,
 }
 
 #[derive(Default)]
-struct Finder {
-    state: BootState,
+pub(super) struct Finder {
+    pub(super) state: BootState,
     /// The sysroot, and the boot filesystems.
-    places: Vec<UntrustedDir>,
+    pub(super) places: Vec<UntrustedDir>,
     /// Of each boot filesystem, with the index of its place.
-    scans: Vec<(usize, Scan)>,
-    candidates: Vec<Candidate>,
+    pub(super) scans: Vec<(usize, Scan)>,
+    pub(super) candidates: Vec<Candidate>,
     /// The names of artifacts that entries start.
-    used: BTreeSet<String>,
+    pub(super) used: BTreeSet<String>,
     /// The same for entries that are staged.
-    used_staged: BTreeSet<String>,
-    states: BTreeMap<VerityDigest, (PathBuf, State)>,
+    pub(super) used_staged: BTreeSet<String>,
+    pub(super) states: BTreeMap<VerityDigest, (PathBuf, State)>,
 }
 
 impl Finder {
-    fn problem(&mut self, path: &Path, fault: Fault, doubt: Doubt) {
+    pub(super) fn problem(&mut self, path: &Path, fault: Fault, doubt: Doubt) {
         let path = path.to_owned();
         self.state.problems.push(Problem { path, fault, doubt });
     }
@@ -117,243 +118,6 @@ impl Finder {
         }
         for (path, fault) in problems {
             self.problem(&path, fault.into(), Doubt::Everything);
-        }
-    }
-
-    fn bls_entries(&mut self) {
-        let mut entries = Vec::new();
-        for (place, scan) in &mut self.scans {
-            for (path, stage, entry) in scan.entries.drain(..) {
-                entries.push((*place, path, stage, entry));
-            }
-        }
-        for (place, relative, stage, entry) in entries {
-            let path = self.places[place].join(&relative);
-            let images = self.bls_images(&path, stage, &entry);
-            // What is staged belongs to bootc, whatever it is.
-            if images.is_empty() && stage == Stage::Active {
-                continue;
-            }
-            self.candidates.push(Candidate {
-                entry: Entry {
-                    path,
-                    kind: match stage {
-                        Stage::Active => EntryKind::Bls,
-                        Stage::Staged => EntryKind::Staged,
-                    },
-                    images,
-                },
-                stage,
-                place,
-                relative,
-                sort_key: entry.sort_key,
-                version: entry.version,
-            });
-        }
-    }
-
-    /// The images that an entry of type 1 names; none if it is not one of ours, or a problem.
-    fn bls_images(&mut self, path: &Path, stage: Stage, entry: &BlsEntry) -> Vec<VerityDigest> {
-        let mut images = match bls::images(&entry.options) {
-            Ok(images) => images,
-            Err(error) => {
-                self.problem(path, error.into(), Doubt::Everything);
-                return Vec::new();
-            }
-        };
-        let kernel = entry.linux.as_deref();
-        // Some write a unified kernel image for a kernel.
-        let program = entry.program.clone().or_else(|| {
-            kernel
-                .filter(|kernel| artifact::is_efi(kernel))
-                .map(|kernel| Program {
-                    path: kernel.to_owned(),
-                    kind: ProgramKind::Any,
-                })
-        });
-        if let Some(directory) = kernel.and_then(artifact::kernel_directory) {
-            self.uses(directory, stage);
-            let exists = self.scans.iter().any(|(_, scan)| {
-                let mut kernels = scan.kernels.iter();
-                kernels.any(|kernel| name_of(kernel) == directory)
-            });
-            // Old names without prefix aren't listed.
-            if !exists && directory.starts_with(artifact::PREFIX) {
-                let fault = Fault::NoArtifact(kernel.unwrap_or_default().to_owned());
-                self.problem(path, fault, Doubt::Kept);
-            }
-        }
-        if let Some(program) = program {
-            for image in self.program_images(path, stage, &program) {
-                if !images.contains(&image) {
-                    images.push(image);
-                }
-            }
-        } else if kernel.is_none() {
-            self.problem(path, Fault::NoKernel, Doubt::Everything);
-            return images;
-        }
-        if images.is_empty() && entry.is_bootcs(name_of(path)) {
-            self.problem(path, Fault::NoImage, Doubt::Everything);
-        }
-        images
-    }
-
-    fn uses(&mut self, artifact: &str, stage: Stage) {
-        match stage {
-            Stage::Active => self.used.insert(artifact.to_owned()),
-            Stage::Staged => self.used_staged.insert(artifact.to_owned()),
-        };
-    }
-
-    /// The images that a program names, by its name or in it.
-    fn program_images(
-        &mut self,
-        entry: &Path,
-        stage: Stage,
-        program: &Program,
-    ) -> Vec<VerityDigest> {
-        let name = artifact::file_name(&program.path).to_owned();
-        self.uses(&name, stage);
-        if name.starts_with(artifact::PREFIX) && !artifact::is_efi(&name) {
-            self.problem(entry, Fault::Name(name.clone()), Doubt::Everything);
-        }
-        let mut images = Vec::new();
-        let mut found = false;
-        for (_, scan) in &self.scans {
-            for uki in scan.ukis.iter().filter(|uki| uki.name() == name) {
-                found = true;
-                images.extend(&uki.images);
-            }
-        }
-        match artifact::uki_name(&name) {
-            UkiName::Image(image) => {
-                if !images.contains(&image) {
-                    images.insert(0, image);
-                }
-                // Where no EFI system partition is mounted, nothing can be said.
-                if !found && self.scans.iter().any(|(_, scan)| scan.has_efi) {
-                    let fault = Fault::NoArtifact(program.path.clone());
-                    self.problem(entry, fault, Doubt::Kept);
-                }
-            }
-            UkiName::Malformed if images.is_empty() => {
-                self.problem(entry, Fault::Name(name), Doubt::Everything);
-            }
-            UkiName::Malformed => {}
-            UkiName::Foreign if found => {}
-            UkiName::Foreign => images.extend(self.foreign_program(entry, program)),
-        }
-        images
-    }
-
-    /// The images that a program outside bootc's directories names.
-    fn foreign_program(&mut self, entry: &Path, program: &Program) -> Vec<VerityDigest> {
-        let path = program.path.replace('\\', "/");
-        let mut exists = false;
-        let mut faults = Vec::new();
-        let mut images = Vec::new();
-        for (place, _) in &self.scans {
-            let place = &self.places[*place];
-            match place.file(&path) {
-                Ok(None) => continue,
-                Ok(Some(_)) => exists = true,
-                Err(fault) => faults.push(Fault::from(fault)),
-            }
-            match scan::images_of(place, Path::new(&path)) {
-                Ok(found) => images.extend(found),
-                Err(fault) => faults.push(fault),
-            }
-        }
-        // Outside of where unified kernel images are, it is most likely another boot loader, perhaps of
-        // another system.
-        let in_efi_linux = path.to_ascii_lowercase().starts_with("/efi/linux/");
-        if program.kind == ProgramKind::Uki || in_efi_linux {
-            if !exists {
-                let fault = Fault::NoProgram(program.path.clone());
-                self.problem(entry, fault, Doubt::Everything);
-            }
-            for fault in faults {
-                self.problem(entry, fault, Doubt::Everything);
-            }
-        }
-        images
-    }
-
-    fn menus(&mut self) {
-        let mut menus = Vec::new();
-        for (place, scan) in &mut self.scans {
-            for (path, stage, menu) in scan.menus.drain(..) {
-                menus.push((*place, path, stage, menu));
-            }
-        }
-        for (place, relative, stage, menu) in menus {
-            let path = self.places[place].join(&relative);
-            let candidate = |images| Candidate {
-                entry: Entry {
-                    path: path.clone(),
-                    kind: match stage {
-                        Stage::Active => EntryKind::Grub,
-                        Stage::Staged => EntryKind::Staged,
-                    },
-                    images,
-                },
-                stage,
-                place,
-                relative: relative.clone(),
-                sort_key: None,
-                version: None,
-            };
-            if stage == Stage::Staged {
-                self.candidates.push(candidate(Vec::new()));
-            }
-            for statement in menu.statements {
-                let mut images = statement.images;
-                for kernel in &statement.kernels {
-                    self.uses(kernel, stage);
-                }
-                for program in statement.programs {
-                    let kind = ProgramKind::Any;
-                    let program = Program {
-                        path: program,
-                        kind,
-                    };
-                    for image in self.program_images(&path, stage, &program) {
-                        if !images.contains(&image) {
-                            images.push(image);
-                        }
-                    }
-                }
-                if !images.is_empty() {
-                    self.candidates.push(candidate(images));
-                }
-            }
-        }
-    }
-
-    /// Unified kernel images that boot without an entry, and those of which nobody can say.
-    fn discovered_ukis(&mut self) {
-        for (place, scan) in &self.scans {
-            for uki in &scan.ukis {
-                let images = uki_images(uki);
-                let foreign = artifact::uki_name(uki.name()) == UkiName::Foreign;
-                if images.is_empty() || !(uki.discovered || foreign) {
-                    continue;
-                }
-                self.candidates.push(Candidate {
-                    entry: Entry {
-                        path: self.places[*place].join(&uki.path),
-                        kind: EntryKind::Uki,
-                        images,
-                    },
-                    stage: Stage::Active,
-                    place: *place,
-                    relative: uki.path.clone(),
-                    sort_key: None,
-                    version: None,
-                });
-                self.used.insert(uki.name().to_owned());
-            }
         }
     }
 
@@ -674,17 +438,6 @@ impl Finder {
         orphans.sort_by_key(|orphan| orphan.kind);
         self.state.orphans = orphans;
     }
-}
-
-/// The images that a unified kernel image names, by its name and in it.
-fn uki_images(uki: &Uki) -> Vec<VerityDigest> {
-    let mut images = uki.images.clone();
-    if let UkiName::Image(image) = artifact::uki_name(uki.name())
-        && !images.contains(&image)
-    {
-        images.insert(0, image);
-    }
-    images
 }
 
 /// The order of the boot menu: by sort key, ascending, and version, descending, or by file name,

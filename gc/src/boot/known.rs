@@ -37,10 +37,8 @@ fn manifest_of(tag: &Tag, target: &str) -> Option<ManifestDigest> {
     (digest.stream_name().as_str() == target).then_some(digest)
 }
 
-/// Looks what a host boots, and what that keeps in a repository: [`find`] and [`known`]. Writes nothing; what
+/// Looks what a host boots, and what that keeps in a repository: [`super::find()`] and [`known()`]. Writes nothing; what
 /// can't be read is a problem.
-///
-/// [`find`]: super::find
 pub fn look(repository: &Repository, sources: &Sources, orphans: Orphans) -> Known {
     let state = super::find(sources);
     known(repository, &state, orphans).unwrap_or_else(|error| Known {

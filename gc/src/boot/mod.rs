@@ -1,23 +1,24 @@
 //! What a host boots: boot loader entries, deployments and their state, as bootc's composefs backend keeps
 //! them.
 //!
-//! [`find`] reads a sysroot and the boot partitions and says which images must stay bootable, in which
+//! [`find()`] reads a sysroot and the boot partitions and says which images must stay bootable, in which
 //! manifests they come, what can't be understood, and what interrupted deployments have left. It reads
 //! only, runs nothing, and never asks a registry. All of it is untrusted: sizes are bounded, and no
 //! symbolic link leads out of the directory that was named.
 //!
-//! [`known`] says what that keeps in a repository.
+//! [`known()`] says what that keeps in a repository.
 //!
 //! Nothing is concluded from what is absent. Whatever any entry, state directory or record names is a
 //! root, whether or not the rest of it is there; what can't be read is a [`Problem`], and says how far
 //! the doubt reaches ([`Doubt`]).
 //!
 //! Formats: the UAPI boot loader specification, GRUB menus, unified kernel images, bootc's origin files,
-//! `.imginfo` sidecars and staged deployment. Parsing them ([`bls`], [`grub`], [`uki`], [`origin`],
-//! [`records`]) is apart from reading files (`tree`, `scan`).
+//! `.imginfo` sidecars and staged deployment. Parsing them (`bls`, `grub`, `uki`, `origin`, `records`) is
+//! apart from reading files (`tree`, `scan`), and that from concluding (`entries`, `find`, `known`).
 
 mod artifact;
 mod bls;
+mod entries;
 mod find;
 mod grub;
 mod known;

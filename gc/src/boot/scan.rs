@@ -30,9 +30,9 @@ const USER_CFG: &str = "user.cfg";
 const STAGED_MENU: &str = "user.cfg.staged";
 
 /// The largest entry of type 1, in bytes.
-const MAX_ENTRY: u64 = 1 << 20;
+const MAX_ENTRY: u64 = 64 << 10;
 /// The largest menu, in bytes.
-const MAX_MENU: u64 = 8 << 20;
+const MAX_MENU: u64 = 1 << 20;
 
 /// Whether an entry is active already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

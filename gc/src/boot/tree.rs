@@ -14,7 +14,7 @@ use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// The most entries of a directory that are listed.
-const MAX_ENTRIES: usize = 65536;
+const MAX_ENTRIES: usize = 4096;
 
 /// A directory whose content isn't trusted.
 #[derive(Debug)]

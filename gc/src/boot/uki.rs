@@ -13,9 +13,9 @@ use object::read::pe::{ImageNtHeaders, optional_header_magic};
 /// How much of a file's beginning is looked at for its headers, in bytes.
 const MAX_HEADERS: usize = 64 << 10;
 /// The longest `.cmdline` section, in bytes: the kernel takes a few thousand.
-const MAX_CMDLINE: u32 = 64 << 10;
+const MAX_CMDLINE: u32 = 16 << 10;
 /// The most `.cmdline` sections.
-const MAX_SECTIONS: usize = 64;
+const MAX_SECTIONS: usize = 16;
 
 /// Why a file's kernel arguments can't be read.
 #[derive(Debug, thiserror::Error)]
