@@ -1,6 +1,7 @@
 //! The words of the command line: what can be typed, its help and its examples. No logic.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -131,9 +132,26 @@ Examples:
     /// Remove what nothing needs any more
     ///
     /// Kept is what a root needs: composefs-store roots lists them.
+    #[command(after_help = "\
+Examples:
+  composefs-store gc --dry-run
+  composefs-store gc --tags 'registry.example/app:*' --keep-last 3
+  composefs-store gc --tags '*:nightly-*' --older-than 14d")]
     Gc(Gc),
     /// List what is kept for its own sake: by whom, and why
     Roots(Roots),
+    /// Keep an image until it is unpinned, whatever becomes of its names; without IMAGE, list the pins
+    #[command(after_help = "\
+Examples:
+  composefs-store pin registry.example/os:44 --reason 'last known to boot'
+  composefs-store pin
+  composefs-store unpin registry.example/os:44")]
+    Pin(Pin),
+    /// Take a pin from an image
+    Unpin(Unpin),
+    /// Keep whatever is in the repository under a name while something is being done
+    #[command(subcommand)]
+    Lease(LeaseCommand),
     /// Check the repository: names, streams, and the digest of every object
     Fsck(Fsck),
 }
@@ -371,8 +389,74 @@ pub(crate) struct Gc {
     /// is removed while anything is wrong with the boot entries and deployments that stay.
     #[arg(long)]
     pub(crate) prune_orphans: bool,
+    /// Remove tags that fit this pattern first, `*` for any text, as --keep-last and --older-than say
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) tags: Vec<String>,
+    /// Keep this many tags of each pattern, those that were set last
+    #[arg(long, value_name = "N", requires = "tags")]
+    pub(crate) keep_last: Option<usize>,
+    /// Keep tags that were set less than this long ago, such as 12h, 30d or 8w
+    #[arg(long, value_name = "DURATION", requires = "tags", value_parser = duration)]
+    pub(crate) older_than: Option<Duration>,
     #[command(flatten)]
     pub(crate) host: HostArgs,
+}
+
+/// A number and a unit.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match text.strip_prefix(digits) {
+        Some("s") => 1,
+        Some("m") => 60,
+        Some("h") => 60 * 60,
+        Some("d") => 24 * 60 * 60,
+        Some("w") => 7 * 24 * 60 * 60,
+        _ => return Err("a number with s, m, h, d or w is expected, such as 30d".into()),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "there is no number".to_owned())?;
+    let seconds = number.checked_mul(unit).ok_or("that is too long")?;
+    Ok(Duration::from_secs(seconds))
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pin {
+    /// The image: a tag, a manifest digest, an image ID or a unique prefix
+    #[arg(requires = "reason")]
+    pub(crate) image: Option<String>,
+    /// Why it is kept, for whoever finds the pin
+    #[arg(long, value_name = "TEXT", requires = "image")]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Unpin {
+    /// The image: a tag, a manifest digest, an image ID or a unique prefix
+    pub(crate) image: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LeaseCommand {
+    /// Run a command with a lease
+    ///
+    /// As long as it runs, or anything it has started that keeps its descriptors, gc removes nothing that
+    /// has a name in streams/ or images/. The number of the descriptor is in COMPOSEFS_STORE_LEASE_FD; who
+    /// gets a copy of it holds the lease too. A lease ends with its holders, however they end.
+    #[command(after_help = "\
+Examples:
+  composefs-store lease run --reason 'upgrade' -- sh -c 'composefs-store import os:45 && deploy os:45'")]
+    Run(LeaseRun),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LeaseRun {
+    /// What it is for, for whoever finds the lease [default: the command]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<std::ffi::OsString>,
 }
 
 /// Where to look for those who need something.

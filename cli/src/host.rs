@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use containers_storage::{Environment, StorageConf};
 use gc::boot::{Orphans, Sources};
 use gc::{
-    Doubt, GivenUp, Known, Need, Owner, OwnerKind, Problem, RefId, RemoveReason, Root, UnusedLayer,
+    Doubt, GivenUp, Known, Need, Owner, OwnerKind, Problem, RefId, RemoveReason, Retention, Root,
+    UnusedLayer,
 };
 use repository::{Category, RefPath, Repository};
 use store_driver::{Claim, Claimant, StorePaths, Stores, User};
@@ -20,6 +21,7 @@ pub(crate) struct Host {
     sysroot: Option<PathBuf>,
     boot: Vec<PathBuf>,
     orphans: Orphans,
+    retention: Option<Retention>,
 }
 
 impl Host {
@@ -29,7 +31,26 @@ impl Host {
             sysroot: args.sysroot.clone(),
             boot: args.boot.clone(),
             orphans,
+            retention: None,
         })
+    }
+
+    /// Gives up tags by their number and age.
+    pub(crate) fn retain(&mut self, retention: Retention) {
+        self.retention = Some(retention);
+    }
+
+    fn expired_tags(&self, repository: &Repository) -> Known {
+        let Some(retention) = &self.retention else {
+            return Known::default();
+        };
+        match retention.given_up(repository) {
+            Ok(given_up) => Known {
+                given_up,
+                ..Known::default()
+            },
+            Err(error) => unreadable(repository.path().join("streams/refs"), &error),
+        }
     }
 
     /// What boots from the repository.
@@ -43,6 +64,37 @@ impl Host {
         };
         sources.boot.extend_from_slice(&self.boot);
         gc::boot::look(repository, &sources, self.orphans)
+    }
+}
+
+/// What is mounted.
+fn mounts(repository: &Repository) -> Known {
+    let root = |found: store_driver::MountUse| Root {
+        owner: Owner {
+            kind: OwnerKind::Mount,
+            name: found.target.display().to_string(),
+        },
+        reason: format!("process {} sees it", found.pid),
+        needs: found.images.into_iter().map(Need::Object).collect(),
+    };
+    match store_driver::mounted_images(repository) {
+        Ok(found) => Known {
+            roots: found.into_iter().map(root).collect(),
+            ..Known::default()
+        },
+        Err(error) => unreadable("/proc".into(), &error),
+    }
+}
+
+/// Somebody may need anything.
+fn unreadable(path: PathBuf, error: &dyn std::error::Error) -> Known {
+    Known {
+        problems: vec![Problem::Source {
+            path,
+            error: error.to_string(),
+            doubt: Doubt::Everything,
+        }],
+        ..Known::default()
     }
 }
 
@@ -61,6 +113,8 @@ impl gc::Host for Host {
     fn known(&mut self, repository: &Repository) -> Known {
         let mut known = self.deployments(repository);
         known.extend(podman(repository, &self.stores));
+        known.extend(mounts(repository));
+        known.extend(self.expired_tags(repository));
         known
     }
 
@@ -78,17 +132,7 @@ impl gc::Host for Host {
 fn podman(repository: &Repository, stores: &Stores) -> Known {
     let claims = match store_driver::claims(repository, stores) {
         Ok(claims) => claims,
-        Err(error) => {
-            let problem = Problem::Source {
-                path: StorePaths::of(repository).store(),
-                error: error.to_string(),
-                doubt: Doubt::Everything,
-            };
-            return Known {
-                problems: vec![problem],
-                ..Known::default()
-            };
-        }
+        Err(error) => return unreadable(StorePaths::of(repository).store(), &error),
     };
     let image_ref = |path: RefPath| RefId {
         category: Category::Images,
@@ -159,6 +203,10 @@ fn describe(claimant: Claimant) -> (OwnerKind, String, String) {
                 User::Mounted { runroot } => (
                     runroot.display().to_string(),
                     "has a published layer mounted",
+                ),
+                User::Mount { target, pid } => (
+                    format!("mount {} of process {pid}", target.display()),
+                    "shows a published layer",
                 ),
                 User::Unreadable { path, .. } => (
                     path.display().to_string(),

@@ -38,6 +38,15 @@ impl Interrupt {
         Ok(this)
     }
 
+    /// Fails if an interrupt came too late for the work that is done.
+    pub(crate) fn check(&self) -> Result<(), Interrupted> {
+        if self.cancel.is_cancelled() {
+            Err(Interrupted)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Does what must be stopped in an orderly way.
     pub(crate) fn at_work<T>(&self, work: impl FnOnce() -> T) -> T {
         self.at_work.store(true, Ordering::SeqCst);
@@ -47,9 +56,22 @@ impl Interrupt {
     }
 }
 
+/// An interrupt came between two pieces of work.
+#[derive(Debug)]
+pub(crate) struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
 /// Whether an interrupt is why a command failed.
 pub(crate) fn is_cause(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .any(|cause| matches!(cause.downcast_ref(), Some(ImportError::Cancelled)))
+    error.is::<Interrupted>()
+        || error
+            .chain()
+            .any(|cause| matches!(cause.downcast_ref(), Some(ImportError::Cancelled)))
 }

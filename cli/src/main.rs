@@ -80,6 +80,9 @@ fn run(context: &Context, command: Command) -> anyhow::Result<Outcome> {
         Command::UpgradeFormat(args) => commands::upgrade_format::upgrade_format(context, &args),
         Command::Gc(args) => commands::gc::gc(context, &args),
         Command::Roots(args) => commands::gc::roots(context, &args),
+        Command::Pin(args) => commands::keep::pin(context, &args),
+        Command::Unpin(args) => commands::keep::unpin(context, &args),
+        Command::Lease(command) => commands::keep::lease(context, &command),
         Command::Fsck(args) => commands::fsck::fsck(context, &args),
     }
 }

@@ -4,52 +4,60 @@
 //! replaced is still needed by the first manifest. The names that composefs-rs would look for are
 //! followed as well. A stream or image is verified before its word is taken for what it needs.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::io::Read;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use composefs_image::{Algorithm, VerityDigest, VerityHasher};
+use composefs_image::{VerityDigest, VerityHasher};
 use repository::list::{ImageLink, StreamLink};
 use repository::oci::{ConfigDigest, DiffId, NamesStream};
 use repository::splitstream::{self, Reader};
 use repository::sys::Measured;
-use repository::{Category, Repository, StreamName};
+use repository::{Repository, StreamName};
 
+use crate::digests::Digests;
 use crate::image::{self, Contents, sniff};
+use crate::mark::{Rank, Reached};
 
-/// Something that can be needed.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// Something that can be needed, by its index in a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Node {
-    /// The link of this name in `streams/`.
-    Stream(StreamName),
-    /// The link of this name in `images/`.
-    Image(VerityDigest),
+    /// A link in `streams/`.
+    Stream(usize),
+    /// A link in `images/`.
+    Image(usize),
     /// An object that must be a splitstream or image.
-    Container(VerityDigest),
+    Container(usize),
     /// An object that may be a splitstream or image.
-    Object(VerityDigest),
+    Object(usize),
     /// An object that names nothing else.
-    Payload(VerityDigest),
+    Payload(usize),
 }
 
-impl Node {
-    /// The link of this name; `None` if no link can have it.
-    pub(crate) fn named(category: Category, name: &str, algorithm: Algorithm) -> Option<Self> {
-        match category {
-            Category::Streams => StreamName::new(name).ok().map(Self::Stream),
-            Category::Images => VerityDigest::from_hex(name)
-                .ok()
-                .filter(|digest| digest.algorithm() == algorithm)
-                .map(Self::Image),
-        }
-    }
+/// Something that can be needed, by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// The link of this name in `streams/`.
+    Stream(StreamName),
+    /// The link of this name in `images/`, or the object itself.
+    Image(VerityDigest),
+    /// An object, whatever it is.
+    Object(VerityDigest),
+    /// Everything that has a link.
+    Links,
 }
 
 /// A repository as a graph.
 pub(crate) struct Graph<'r> {
     repository: &'r Repository,
-    streams: HashMap<&'r StreamName, VerityDigest>,
-    images: HashMap<VerityDigest, VerityDigest>,
+    /// Sorted by name, as are the images.
+    streams: &'r [StreamLink],
+    images: &'r [ImageLink],
+    objects: &'r Digests,
+    /// Objects that names nothing else, are needed and don't exist.
+    missing: Mutex<BTreeSet<VerityDigest>>,
 }
 
 /// Why it isn't known what a node needs.
@@ -65,113 +73,272 @@ impl<'r> Graph<'r> {
     pub(crate) fn new(
         repository: &'r Repository,
         streams: &'r [StreamLink],
-        images: &[ImageLink],
+        images: &'r [ImageLink],
+        objects: &'r Digests,
     ) -> Self {
         Self {
             repository,
-            streams: streams
-                .iter()
-                .map(|link| (&link.name, link.object))
-                .collect(),
-            images: images.iter().map(|link| (link.name, link.object)).collect(),
+            streams,
+            images,
+            objects,
+            missing: Mutex::default(),
         }
     }
 
-    /// Hands everything that `node` needs to `needs`. After an error that may be incomplete.
-    pub(crate) fn references(
-        &self,
-        node: &Node,
-        needs: &mut dyn FnMut(Node),
-    ) -> Result<(), Unknown> {
-        match node {
-            Node::Stream(name) => match self.streams.get(name) {
-                Some(object) => needs(Node::Container(*object)),
+    /// The nodes of this name.
+    pub(crate) fn resolve(&self, target: &Target) -> Result<Vec<Node>, Unknown> {
+        let node = match target {
+            Target::Stream(name) => match self.stream(name) {
+                Some(index) => Node::Stream(index),
                 None => return Err(Unknown::NoLink(name.to_string())),
             },
-            Node::Image(name) => match self.images.get(name) {
-                Some(object) => needs(Node::Container(*object)),
-                None => return Err(Unknown::NoLink(name.to_string())),
-            },
-            Node::Container(object) => {
-                let contents = self.object_references(object, needs)?;
-                if contents == Contents::Other {
-                    let error = "it is neither a splitstream nor an image".to_owned();
-                    return Err(Unknown::Object(*object, error));
+            Target::Image(name) => {
+                let link = self.images.binary_search_by(|link| link.name.cmp(name));
+                match (link, self.objects.find(name)) {
+                    (Ok(index), _) => Node::Image(index),
+                    (Err(_), Some(index)) => Node::Container(index),
+                    (Err(_), None) => return Err(Unknown::NoLink(name.to_string())),
                 }
             }
-            Node::Object(object) => {
-                self.object_references(object, needs)?;
+            Target::Object(digest) => Node::Object(self.object(digest)?),
+            Target::Links => {
+                let streams = (0..self.streams.len()).map(Node::Stream);
+                return Ok(streams
+                    .chain((0..self.images.len()).map(Node::Image))
+                    .collect());
             }
-            Node::Payload(_) => {}
+        };
+        Ok(vec![node])
+    }
+
+    /// Hands everything that `node` needs to `needs`, and what can't be told to `unknown`.
+    pub(crate) fn references(
+        &self,
+        node: Node,
+        needs: &mut dyn FnMut(Node),
+        unknown: &mut dyn FnMut(Unknown),
+    ) {
+        let link = match node {
+            Node::Stream(index) => self.streams.get(index).map(|link| link.object),
+            Node::Image(index) => self.images.get(index).map(|link| link.object),
+            Node::Container(_) | Node::Object(_) | Node::Payload(_) => None,
+        };
+        if let Some(object) = link {
+            match self.object(&object) {
+                Ok(index) => needs(Node::Container(index)),
+                Err(error) => unknown(error),
+            }
         }
-        Ok(())
+        let (Node::Container(index) | Node::Object(index)) = node else {
+            return;
+        };
+        let Some(object) = self.objects.get(index) else {
+            return;
+        };
+        match self.object_references(&object, needs, unknown) {
+            Ok(Contents::Other) if matches!(node, Node::Container(_)) => {
+                let error = "it is neither a splitstream nor an image".to_owned();
+                unknown(Unknown::Object(object, error));
+            }
+            Ok(_) => {}
+            Err(error) => unknown(Unknown::Object(object, error.to_string())),
+        }
+    }
+
+    /// Objects that files of images and layers need and that don't exist.
+    pub(crate) fn into_missing(self) -> Vec<VerityDigest> {
+        let missing = self.missing.into_inner();
+        let missing = missing.unwrap_or_else(std::sync::PoisonError::into_inner);
+        missing.into_iter().collect()
+    }
+
+    fn stream(&self, name: &StreamName) -> Option<usize> {
+        let link = self.streams.binary_search_by(|link| link.name.cmp(name));
+        link.ok()
+    }
+
+    fn object(&self, digest: &VerityDigest) -> Result<usize, Unknown> {
+        self.objects
+            .find(digest)
+            .ok_or_else(|| Unknown::Object(*digest, "it is missing".into()))
+    }
+
+    fn payload(&self, digest: VerityDigest, needs: &mut dyn FnMut(Node)) {
+        match self.objects.find(&digest) {
+            Some(index) => needs(Node::Payload(index)),
+            None => {
+                self.missing
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .insert(digest);
+            }
+        }
     }
 
     fn object_references(
         &self,
         object: &VerityDigest,
         needs: &mut dyn FnMut(Node),
-    ) -> Result<Contents, Unknown> {
-        let failed = |error: &dyn std::fmt::Display| Unknown::Object(*object, error.to_string());
-        let mut file = self
-            .repository
-            .open_object(object)
-            .map_err(|error| failed(&error))?;
-        self.verify(&mut file, object)
-            .map_err(|error| failed(&error))?;
-        let contents = sniff(&mut file).map_err(|error| failed(&error))?;
+        unknown: &mut dyn FnMut(Unknown),
+    ) -> Result<Contents, Damaged> {
+        let mut file = self.repository.open_object(object)?;
+        // If the kernel has a digest, opening has compared it, and what is read is checked.
+        let is_measured = matches!(self.repository.measure(&file, object)?, Measured::Digest(_));
+        let contents = sniff(&mut file)?;
         match contents {
-            Contents::Splitstream => self
-                .stream_references(file, needs)
-                .map_err(|error| failed(&error))?,
-            Contents::Image => {
-                image::objects(self.repository, object, |object| {
-                    needs(Node::Payload(object));
-                })
-                .map_err(|error| failed(&error))?;
+            Contents::Splitstream => {
+                if !is_measured {
+                    check(&mut file, object)?;
+                }
+                self.stream_references(file, needs, unknown)?;
             }
+            Contents::Image => {
+                let image = image::read(self.repository, object)?;
+                if !is_measured {
+                    check(&mut image.as_slice(), object)?;
+                }
+                for object in image::objects(&image)? {
+                    self.payload(object.map_err(image::Invalid::from)?, needs);
+                }
+            }
+            Contents::Other if !is_measured => check(&mut file, object)?,
             Contents::Other => {}
         }
         Ok(contents)
-    }
-
-    /// Recomputes the digest of an open object, unless the kernel checks what is read of it.
-    fn verify(&self, file: &mut File, object: &VerityDigest) -> Result<(), Damaged> {
-        if let Measured::Digest(_) = self.repository.measure(file, object)? {
-            // Opening it has compared the digest.
-            return Ok(());
-        }
-        let mut hasher = VerityHasher::new(object.algorithm());
-        std::io::copy(file, &mut hasher)?;
-        file.seek(SeekFrom::Start(0))?;
-        let actual = hasher.finish();
-        if actual == *object {
-            Ok(())
-        } else {
-            Err(Damaged::Content(actual))
-        }
     }
 
     fn stream_references(
         &self,
         file: File,
         needs: &mut dyn FnMut(Node),
+        unknown: &mut dyn FnMut(Unknown),
     ) -> Result<(), splitstream::SplitstreamError> {
         let reader = Reader::new(file, self.repository.algorithm(), None)?;
         for name in reader.named_refs()?.keys() {
             if let Some(stream) = stream_of(name)
-                && self.streams.contains_key(&stream)
+                && let Some(index) = self.stream(&stream)
             {
-                needs(Node::Stream(stream));
+                needs(Node::Stream(index));
             }
         }
         for object in reader.stream_refs() {
-            needs(Node::Object(object?));
+            match self.object(&object?) {
+                Ok(index) => needs(Node::Object(index)),
+                Err(error) => unknown(error),
+            }
         }
         for object in reader.object_refs() {
-            needs(Node::Payload(object?));
+            self.payload(object?, needs);
         }
         Ok(())
+    }
+}
+
+/// What of a repository has been reached: eight bytes and one for each thing in it.
+pub(crate) struct Marks {
+    streams: Ranks,
+    images: Ranks,
+    objects: Ranks,
+    /// How an object has been followed.
+    followed: Vec<AtomicU8>,
+}
+
+const AS_OBJECT: u8 = 1;
+const AS_CONTAINER: u8 = 2;
+
+impl Marks {
+    pub(crate) fn new(streams: usize, images: usize, objects: usize) -> Self {
+        Self {
+            streams: Ranks::new(streams),
+            images: Ranks::new(images),
+            objects: Ranks::new(objects),
+            followed: (0..objects).map(|_| AtomicU8::new(0)).collect(),
+        }
+    }
+
+    /// The root that a thing was reached from, if it was.
+    pub(crate) fn root(&self, node: Node) -> Option<usize> {
+        Some(self.of(node).0.get()?.root as usize)
+    }
+
+    fn of(&self, node: Node) -> (Slot<'_>, usize) {
+        let (ranks, index) = match node {
+            Node::Stream(index) => (&self.streams, index),
+            Node::Image(index) => (&self.images, index),
+            Node::Container(index) | Node::Object(index) | Node::Payload(index) => {
+                (&self.objects, index)
+            }
+        };
+        (Slot(ranks.0.get(index)), index)
+    }
+}
+
+impl Reached<Node> for Marks {
+    fn reach(&self, node: Node, rank: Rank) -> bool {
+        let (slot, index) = self.of(node);
+        let is_new = slot.lower(rank);
+        let mode = match node {
+            Node::Stream(_) | Node::Image(_) => return is_new,
+            Node::Payload(_) => return false,
+            Node::Object(_) => AS_OBJECT,
+            Node::Container(_) => AS_CONTAINER,
+        };
+        let Some(followed) = self.followed.get(index) else {
+            return false;
+        };
+        // Following a container says all that following an object does.
+        let before = followed.fetch_or(mode, Ordering::Relaxed);
+        before & (mode | AS_CONTAINER) == 0
+    }
+
+    fn rank(&self, node: Node) -> Rank {
+        self.of(node).0.get().unwrap_or(Rank {
+            distance: 0,
+            root: 0,
+        })
+    }
+}
+
+/// A rank for each thing of a kind.
+struct Ranks(Vec<AtomicU64>);
+
+const UNREACHED: u64 = u64::MAX;
+
+impl Ranks {
+    fn new(count: usize) -> Self {
+        Self((0..count).map(|_| AtomicU64::new(UNREACHED)).collect())
+    }
+}
+
+/// The rank of one thing, packed so that the smaller number is the smaller rank.
+struct Slot<'a>(Option<&'a AtomicU64>);
+
+impl Slot<'_> {
+    /// Whether it was unreached before.
+    fn lower(&self, rank: Rank) -> bool {
+        let packed = u64::from(rank.distance) << 32 | u64::from(rank.root);
+        self.0
+            .is_some_and(|slot| slot.fetch_min(packed, Ordering::Relaxed) == UNREACHED)
+    }
+
+    fn get(&self) -> Option<Rank> {
+        let packed = self.0?.load(Ordering::Relaxed);
+        (packed != UNREACHED).then_some(Rank {
+            distance: (packed >> 32) as u32,
+            root: packed as u32,
+        })
+    }
+}
+
+/// Recomputes the digest of an object.
+fn check(content: &mut impl Read, object: &VerityDigest) -> Result<(), Damaged> {
+    let mut hasher = VerityHasher::new(object.algorithm());
+    std::io::copy(content, &mut hasher)?;
+    let actual = hasher.finish();
+    if actual == *object {
+        Ok(())
+    } else {
+        Err(Damaged::Content(actual))
     }
 }
 
@@ -184,6 +351,10 @@ enum Damaged {
     Io(#[from] std::io::Error),
     #[error("it is damaged: its content has the digest {0}")]
     Content(VerityDigest),
+    #[error(transparent)]
+    Stream(#[from] splitstream::SplitstreamError),
+    #[error(transparent)]
+    Image(#[from] image::Invalid),
 }
 
 /// The stream that a named reference of a manifest or config stands for.

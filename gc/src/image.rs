@@ -34,17 +34,17 @@ pub(crate) fn sniff(file: &mut File) -> std::io::Result<Contents> {
         Contents::Other
     })
 }
-/// Hands the objects that the image `digest` names to `names`, some of them more than once.
+
+/// Reads an image into memory.
+pub(crate) fn read(repository: &Repository, digest: &VerityDigest) -> Result<Vec<u8>, Invalid> {
+    Ok(repository.read_object(digest, MAX_IMAGE)?)
+}
+
+/// The objects that an image names, some of them more than once.
 pub(crate) fn objects(
-    repository: &Repository,
-    digest: &VerityDigest,
-    mut names: impl FnMut(VerityDigest),
-) -> Result<(), Invalid> {
-    let image = repository.read_object(digest, MAX_IMAGE)?;
-    for object in image_objects(&image)? {
-        names(object?);
-    }
-    Ok(())
+    image: &[u8],
+) -> Result<impl Iterator<Item = Result<VerityDigest, ReadError>>, Invalid> {
+    Ok(image_objects(image)?)
 }
 
 /// Reads all of an image, which shows whether it is sound, and hands the objects that it names to

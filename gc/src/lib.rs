@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+mod digests;
 mod error;
 mod execute;
 pub mod fsck;
@@ -23,9 +24,13 @@ mod graph;
 mod host;
 mod image;
 mod json;
+mod leases;
 mod mark;
+mod objects;
+mod pins;
 mod plan;
 mod progress;
+mod retention;
 mod roots;
 #[cfg(any(test, feature = "simulate"))]
 pub mod simulate;
@@ -34,8 +39,12 @@ pub use error::{Error, Result};
 pub use execute::{Prepared, Swept, prepare};
 pub use fsck::{FsckOptions, Report, fsck};
 pub use host::{GivenUp, Host, HostError, Known, MissingTag, UnusedLayer};
+pub use leases::{Holder, Lease};
+pub use objects::Objects;
+pub use pins::{Pin, pin, pins, unpin};
 pub use plan::{
     Decision, Item, KeepReason, ObjectItem, Plan, RefItem, RemoveReason, StagingItem, plan,
 };
 pub use progress::{Phase, Progress};
+pub use retention::Retention;
 pub use roots::{Doubt, Need, Owner, OwnerKind, Problem, RefId, Root, Roots, roots};

@@ -1,24 +1,30 @@
 //! The plan: what is kept and what goes, with a reason for each thing. Data; writes nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use composefs_image::VerityDigest;
-use repository::list::{Foreign, StagingOwner, StreamLink};
-use repository::{Repository, Result, StreamName};
+use repository::list::{StagingDir, StagingOwner, StreamLink};
+use repository::{Repository, StreamName};
 use serde::Serialize;
 
 use crate::boot::Orphan;
-use crate::graph::{Graph, Node, Unknown};
+use crate::digests::Digests;
+use crate::error::Result;
+use crate::graph::{Graph, Marks, Node, Target, Unknown};
 use crate::host::{Host, Known, MissingTag, UnusedLayer};
 use crate::json;
-use crate::mark::mark;
+use crate::leases;
+use crate::mark::{Rank, mark};
+use crate::objects;
+use crate::objects::Objects;
 use crate::progress::{Phase, Progress};
 use crate::roots::{self, Doubt, FoundRef, Problem, RefId, Root};
 
 /// What is to become of everything in a repository.
 ///
-/// Reasons refer to [`Plan::roots`] by index. Objects number in the hundred thousands; all else is short.
+/// Reasons refer to [`Plan::roots`] by index. Objects number in the millions; all else is short.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
     /// What is kept for its own sake.
@@ -46,9 +52,11 @@ pub struct Plan {
     #[serde(serialize_with = "image_items")]
     pub images: Vec<Item<VerityDigest>>,
     /// The objects.
-    pub objects: Vec<ObjectItem>,
+    pub objects: Objects,
     /// The staging directories.
     pub staging: Vec<StagingItem>,
+    /// The leases.
+    pub leases: Vec<LeaseItem>,
     /// What the caller knew.
     #[serde(skip)]
     known: Known,
@@ -117,6 +125,16 @@ pub struct StagingItem {
     pub decision: Decision,
 }
 
+/// A lease and what becomes of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LeaseItem {
+    /// Its name.
+    pub name: String,
+    /// What becomes of it.
+    #[serde(flatten)]
+    pub decision: Decision,
+}
+
 /// What becomes of something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(tag = "decision", content = "reason", rename_all = "kebab-case")]
@@ -153,7 +171,7 @@ pub enum RemoveReason {
     BeyondLast,
     /// It is a tag older than what is to be kept.
     TooOld,
-    /// It is the staging directory of a process that is gone.
+    /// It is the staging directory or lease of a process that is gone.
     Abandoned,
 }
 
@@ -183,10 +201,15 @@ pub(crate) fn plan_with(
     let odd = [streams.foreign, images.foreign].concat();
     let mut layers = known.unused_layers.clone();
     let mut missing_tags = known.missing_tags.clone();
-    let mut found = roots::find(repository, odd, known.clone())?;
+    let staging = repository.staging()?;
+    let leases = leases::leases(repository)?;
+    let mut found = roots::find(repository, odd, known.clone(), &staging, &leases)?;
 
-    let graph = Graph::new(repository, &streams.entries, &images.entries);
-    let reached = follow(&graph, &mut found, progress);
+    let digests = objects::list(repository, jobs(), progress, &mut found.ignored)?;
+    let graph = Graph::new(repository, &streams.entries, &images.entries, &digests);
+    let marks = Marks::new(streams.entries.len(), images.entries.len(), digests.len());
+    follow(&graph, &marks, &mut found, progress);
+    let missing = graph.into_missing();
     let in_doubt = found
         .problems
         .iter()
@@ -195,12 +218,17 @@ pub(crate) fn plan_with(
         layers.clear();
     }
     missing_tags.retain(|missing| !found.refs.contains_key(&RefId::of_tag(&missing.tag)));
-    let decide = Decide { reached, in_doubt };
+    let decide = Decide {
+        marks,
+        digests: &digests,
+        in_doubt,
+    };
     let streams = streams
         .entries
         .into_iter()
-        .map(|StreamLink { name, object }| Item {
-            decision: decide.link(&Node::Stream(name.clone()), &object),
+        .enumerate()
+        .map(|(index, StreamLink { name, object })| Item {
+            decision: decide.link(Node::Stream(index), &object),
             name,
             object,
         })
@@ -208,15 +236,19 @@ pub(crate) fn plan_with(
     let images = images
         .entries
         .into_iter()
-        .map(|link| Item {
-            decision: decide.link(&Node::Image(link.name), &link.object),
+        .enumerate()
+        .map(|(index, link)| Item {
+            decision: decide.link(Node::Image(index), &link.object),
             name: link.name,
             object: link.object,
         })
         .collect();
-    let (objects, missing) = objects(repository, &decide, &mut found.ignored, progress)?;
+    let refs = decide.refs(found.refs);
+    let Decide { marks, .. } = decide;
+    let root_of = |index| marks.root(Node::Payload(index));
+    let objects = Objects::decided(repository, digests, in_doubt, root_of, jobs())?;
     Ok(Plan {
-        refs: decide.refs(found.refs),
+        refs,
         roots: found.roots,
         problems: found.problems,
         missing,
@@ -234,7 +266,8 @@ pub(crate) fn plan_with(
         streams,
         images,
         objects,
-        staging: staging(repository)?,
+        staging: staging_items(staging),
+        leases: lease_items(leases),
         known,
     })
 }
@@ -247,14 +280,16 @@ impl Plan {
         let streams = repository.streams()?;
         let images = repository.images()?;
         let odd = [streams.foreign, images.foreign].concat();
-        let found = roots::find(repository, odd, known.clone())?;
+        let staging = repository.staging()?;
+        let leases = leases::leases(repository)?;
+        let found = roots::find(repository, odd, known.clone(), &staging, &leases)?;
         let kept = |items: BTreeMap<RefId, FoundRef>| -> Vec<(RefId, String)> {
             let kept = items.into_iter().filter(|(_, found)| found.fate.is_ok());
             kept.map(|(id, found)| (id, found.target)).collect()
         };
         let mine = self.refs.iter().filter(|item| !item.decision.is_removal());
         let mine = mine.map(|item| (item.id.clone(), item.target.clone()));
-        Ok(known.roots == self.known.roots
+        Ok(found.roots == self.roots
             && known.problems == self.known.problems
             && known.missing_tags == self.known.missing_tags
             && known.orphans == self.known.orphans
@@ -275,41 +310,71 @@ impl Plan {
 }
 
 /// Follows the roots; what can't be followed becomes a problem.
-fn follow(
-    graph: &Graph<'_>,
-    found: &mut roots::Found,
-    progress: &dyn Progress,
-) -> HashMap<Node, usize> {
+fn follow(graph: &Graph<'_>, marks: &Marks, found: &mut roots::Found, progress: &dyn Progress) {
     progress.begin(Phase::Marking, None);
     let roots = &found.roots;
-    let problems = &mut found.problems;
-    mark(std::mem::take(&mut found.nodes), |node, index, needs| {
-        let result = graph.references(node, needs);
-        if !matches!(node, Node::Payload(_)) {
-            progress.advance(1);
-        }
-        let (Err(unknown), Some(root)) = (result, roots.get(index)) else {
-            return;
-        };
+    let problems = Mutex::new(Vec::new());
+    let problem = |unknown: Unknown, root: usize| {
+        let Some(root) = roots.get(root) else { return };
         let owner = root.owner.clone();
-        problems.push(match unknown {
+        let problem = match unknown {
             Unknown::NoLink(target) => Problem::Dangling { owner, target },
             Unknown::Object(object, error) => Problem::Unreadable {
                 owner,
                 object,
                 error,
             },
+        };
+        problems
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push(problem);
+    };
+    let mut nodes = Vec::new();
+    for (target, root) in std::mem::take(&mut found.targets) {
+        let rank = Rank {
+            // Who needs something in particular comes before who may need anything.
+            distance: if target == Target::Links { 1 << 31 } else { 0 },
+            root: u32::try_from(root).unwrap_or(u32::MAX),
+        };
+        match graph.resolve(&target) {
+            Ok(resolved) => nodes.extend(resolved.into_iter().map(|node| (node, rank))),
+            Err(unknown) => problem(unknown, root),
+        }
+    }
+    // All of the first are followed to their ends before the last begin.
+    nodes.sort_by_key(|(_, rank)| *rank);
+    let last = nodes.partition_point(|(_, rank)| rank.distance == 0);
+    for nodes in [nodes.split_off(last), nodes].into_iter().rev() {
+        mark(nodes, marks, jobs(), |node, rank, needs| {
+            graph.references(node, needs, &mut |unknown| {
+                problem(unknown, rank.root as usize);
+            });
+            progress.advance(1);
         });
-    })
+    }
+    let mut problems = problems
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    // The threads' order is not to be seen.
+    problems.sort_by_cached_key(ToString::to_string);
+    problems.dedup();
+    found.problems.extend(problems);
+}
+
+/// As many threads as the machine runs at once.
+pub(crate) fn jobs() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The rule by which everything is decided.
-struct Decide {
-    reached: HashMap<Node, usize>,
+struct Decide<'a> {
+    marks: Marks,
+    digests: &'a Digests,
     in_doubt: bool,
 }
 
-impl Decide {
+impl Decide<'_> {
     fn refs(&self, found: BTreeMap<RefId, FoundRef>) -> Vec<RefItem> {
         let item = |(id, found): (RefId, FoundRef)| RefItem {
             id,
@@ -324,80 +389,42 @@ impl Decide {
     }
 
     /// A link stays if it is needed, or its object is.
-    fn link(&self, node: &Node, object: &VerityDigest) -> Decision {
-        match self.reached.get(node) {
-            Some(root) => Decision::Keep(KeepReason::Root(*root)),
-            None => self.object(object),
-        }
-    }
-
-    fn object(&self, object: &VerityDigest) -> Decision {
-        let root = [Node::Payload, Node::Object, Node::Container]
-            .into_iter()
-            .find_map(|node| self.reached.get(&node(*object)));
-        match root {
-            Some(root) => Decision::Keep(KeepReason::Root(*root)),
-            None if self.in_doubt => Decision::Keep(KeepReason::InDoubt),
-            None => Decision::Remove(RemoveReason::Unreferenced),
-        }
+    fn link(&self, node: Node, object: &VerityDigest) -> Decision {
+        let of_object = || self.marks.root(Node::Payload(self.digests.find(object)?));
+        decide(self.marks.root(node).or_else(of_object), self.in_doubt)
     }
 }
 
-/// Decides on every object, and finds the needed ones that are missing.
-fn objects(
-    repository: &Repository,
-    decide: &Decide,
-    ignored: &mut Vec<Foreign>,
-    progress: &dyn Progress,
-) -> Result<(Vec<ObjectItem>, Vec<VerityDigest>)> {
-    progress.begin(Phase::Listing, Some(256));
-    let mut items = Vec::new();
-    for shard in 0..=255 {
-        let listing = repository.objects_in(shard)?;
-        ignored.extend(listing.foreign);
-        for digest in listing.entries {
-            let decision = decide.object(&digest);
-            let bytes = if decision.is_removal() {
-                repository.object_size(&digest)?
-            } else {
-                None
-            };
-            items.push(ObjectItem {
-                digest,
-                bytes,
-                decision,
-            });
-        }
-        progress.advance(1);
+/// What becomes of something that this root needs.
+pub(crate) fn decide(root: Option<usize>, in_doubt: bool) -> Decision {
+    match root {
+        Some(root) => Decision::Keep(KeepReason::Root(root)),
+        None if in_doubt => Decision::Keep(KeepReason::InDoubt),
+        None => Decision::Remove(RemoveReason::Unreferenced),
     }
-    // Shards and their entries are sorted, so all of it is.
-    let exists = |object: &VerityDigest| {
-        items
-            .binary_search_by_key(object, |item| item.digest)
-            .is_ok()
-    };
-    let mut missing: Vec<_> = decide
-        .reached
-        .keys()
-        .filter_map(|node| match node {
-            Node::Payload(object) if !exists(object) => Some(*object),
-            _ => None,
-        })
-        .collect();
-    missing.sort_unstable();
-    Ok((items, missing))
 }
 
-fn staging(repository: &Repository) -> Result<Vec<StagingItem>> {
-    let items = repository.staging()?.into_iter().map(|dir| StagingItem {
+fn staging_items(found: Vec<StagingDir>) -> Vec<StagingItem> {
+    let item = |dir: StagingDir| StagingItem {
         name: dir.name,
         bytes: dir.bytes,
         decision: match dir.owner {
             StagingOwner::Alive => Decision::Keep(KeepReason::InUse),
             StagingOwner::Gone => Decision::Remove(RemoveReason::Abandoned),
         },
-    });
-    Ok(items.collect())
+    };
+    found.into_iter().map(item).collect()
+}
+
+fn lease_items(found: Vec<leases::Found>) -> Vec<LeaseItem> {
+    let item = |lease: leases::Found| LeaseItem {
+        name: lease.name,
+        decision: match lease.holder {
+            Some(_) => Decision::Keep(KeepReason::InUse),
+            None => Decision::Remove(RemoveReason::Abandoned),
+        },
+    };
+    found.into_iter().map(item).collect()
 }
 
 fn texts<S: serde::Serializer>(digests: &[VerityDigest], serializer: S) -> Result<S::Ok, S::Error> {

@@ -7,13 +7,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use composefs_image::{Algorithm, VerityDigest};
-use repository::list::{Foreign, Oddity, Ref};
+use repository::list::{Foreign, Oddity, Ref, StagingDir, StagingOwner};
 use repository::{Category, RefPath, Repository, StreamName, Tag};
 use serde::{Serialize, Serializer};
 
-use crate::graph::Node;
+use crate::error::Result;
+use crate::graph::Target;
 use crate::host::Known;
 use crate::json;
+use crate::leases;
+use crate::pins::pin_of;
 use crate::plan::RemoveReason;
 
 /// Something that is kept, with everything it needs.
@@ -102,6 +105,8 @@ pub enum Need {
     Image(#[serde(serialize_with = "json::text")] VerityDigest),
     /// An object and, if it is a stream or an image, what it needs.
     Object(#[serde(serialize_with = "json::text")] VerityDigest),
+    /// Everything that has a name in `streams/` or `images/`.
+    Links,
 }
 
 impl std::fmt::Display for Need {
@@ -111,6 +116,7 @@ impl std::fmt::Display for Need {
             Self::Stream(name) => write!(f, "{name}"),
             Self::Image(digest) => write!(f, "image {digest}"),
             Self::Object(digest) => write!(f, "object {digest}"),
+            Self::Links => f.write_str("everything with a name"),
         }
     }
 }
@@ -233,11 +239,13 @@ pub struct Roots {
 }
 
 /// Finds the roots without following them. Writes nothing.
-pub fn roots(repository: &Repository, known: Known) -> repository::Result<Roots> {
+pub fn roots(repository: &Repository, known: Known) -> Result<Roots> {
     let streams = repository.streams()?;
     let images = repository.images()?;
     let odd = [streams.foreign, images.foreign].concat();
-    let found = find(repository, odd, known)?;
+    let staging = repository.staging()?;
+    let leases = leases::leases(repository)?;
+    let found = find(repository, odd, known, &staging, &leases)?;
     Ok(Roots {
         roots: found.roots,
         problems: found.problems,
@@ -249,7 +257,7 @@ pub(crate) struct Found {
     /// Those that the caller knows come first, in its order.
     pub(crate) roots: Vec<Root>,
     /// Where marking starts, each with the index of its root.
-    pub(crate) nodes: Vec<(Node, usize)>,
+    pub(crate) targets: Vec<(Target, usize)>,
     pub(crate) problems: Vec<Problem>,
     /// What doesn't belong where it is and can't name anything: left alone.
     pub(crate) ignored: Vec<Foreign>,
@@ -261,7 +269,7 @@ pub(crate) struct FoundRef {
     /// The name of the stream or image.
     pub(crate) target: String,
     /// The index of its root, or why it goes.
-    pub(crate) fate: Result<usize, RemoveReason>,
+    pub(crate) fate: std::result::Result<usize, RemoveReason>,
 }
 
 /// Every ref is a root but those given up, and every link with an odd name, beside what the caller knows.
@@ -269,13 +277,15 @@ pub(crate) fn find(
     repository: &Repository,
     odd: Vec<Foreign>,
     known: Known,
-) -> repository::Result<Found> {
+    staging: &[StagingDir],
+    leases: &[leases::Found],
+) -> Result<Found> {
     let mut finder = Finder {
         algorithm: repository.algorithm(),
         targets: BTreeMap::new(),
         keepers: HashMap::new(),
         roots: Vec::new(),
-        nodes: Vec::new(),
+        needed: Vec::new(),
         problems: known.problems,
     };
     let mut ignored = Vec::new();
@@ -311,7 +321,7 @@ pub(crate) fn find(
         .cloned()
         .collect();
     for id in others {
-        finder.add(root_of(id));
+        finder.add(root_of(repository, id));
     }
     for foreign in odd {
         if let Oddity::LinkName(object) = foreign.oddity {
@@ -325,6 +335,23 @@ pub(crate) fn find(
             });
         } else {
             ignored.push(foreign);
+        }
+    }
+    for lease in leases {
+        if let Some(holder) = &lease.holder {
+            finder.add(root_of_lease(holder));
+        }
+    }
+    for writer in staging {
+        if writer.owner == StagingOwner::Alive {
+            finder.add(Root {
+                owner: Owner {
+                    kind: OwnerKind::Lease,
+                    name: format!("writer {}", writer.name),
+                },
+                reason: "is writing, and may use what is there".into(),
+                needs: vec![Need::Links],
+            });
         }
     }
     let fate = |id: &RefId| match (finder.keepers.get(id), given_up.get(id)) {
@@ -343,7 +370,7 @@ pub(crate) fn find(
             })
             .collect(),
         roots: finder.roots,
-        nodes: finder.nodes,
+        targets: finder.needed,
         problems: finder.problems,
         ignored,
     })
@@ -356,7 +383,7 @@ struct Finder {
     /// The first root that claims a ref.
     keepers: HashMap<RefId, usize>,
     roots: Vec<Root>,
-    nodes: Vec<(Node, usize)>,
+    needed: Vec<(Target, usize)>,
     problems: Vec<Problem>,
 }
 
@@ -364,52 +391,81 @@ impl Finder {
     fn add(&mut self, root: Root) {
         let index = self.roots.len();
         for need in &root.needs {
-            let node = match need {
-                Need::Stream(name) => Node::Stream(name.clone()),
-                Need::Image(digest) => Node::Image(*digest),
-                Need::Object(digest) => Node::Object(*digest),
+            let needed = match need {
+                Need::Stream(name) => Target::Stream(name.clone()),
+                Need::Image(digest) => Target::Image(*digest),
+                Need::Object(digest) => Target::Object(*digest),
+                Need::Links => Target::Links,
                 Need::Ref(id) => {
                     self.keepers.entry(id.clone()).or_insert(index);
                     let target = self.targets.get(id);
-                    let node =
-                        target.and_then(|target| Node::named(id.category, target, self.algorithm));
-                    let Some(node) = node else {
+                    let needed = target.and_then(|target| self.named(id.category, target));
+                    let Some(needed) = needed else {
                         self.problems.push(Problem::Dangling {
                             owner: root.owner.clone(),
                             target: target.cloned().unwrap_or_else(|| id.to_string()),
                         });
                         continue;
                     };
-                    node
+                    needed
                 }
             };
-            self.nodes.push((node, index));
+            self.needed.push((needed, index));
         }
         self.roots.push(root);
+    }
+
+    /// The link of this name; `None` if no link can have it.
+    fn named(&self, category: Category, name: &str) -> Option<Target> {
+        match category {
+            Category::Streams => StreamName::new(name).ok().map(Target::Stream),
+            Category::Images => VerityDigest::from_hex(name)
+                .ok()
+                .filter(|digest| digest.algorithm() == self.algorithm)
+                .map(Target::Image),
+        }
     }
 }
 
 /// The root that a ref is by itself.
-fn root_of(id: RefId) -> Root {
-    let (owner, reason) = match id.tag() {
-        Some(tag) => (
-            Owner {
-                kind: OwnerKind::Tag,
-                name: tag.to_string(),
-            },
-            "kept until it is untagged",
+fn root_of(repository: &Repository, id: RefId) -> Root {
+    let pin = match id.category {
+        Category::Streams => pin_of(repository, &id.path),
+        Category::Images => None,
+    };
+    let (kind, name, reason) = match (id.tag(), pin) {
+        (Some(tag), _) => (
+            OwnerKind::Tag,
+            tag.to_string(),
+            "kept until it is untagged".into(),
         ),
-        None => (
-            Owner {
-                kind: OwnerKind::Ref,
-                name: id.to_string(),
-            },
-            "kept until it is removed",
+        (None, Some(pin)) => (
+            OwnerKind::Pin,
+            pin.manifest.to_string(),
+            pin.reason
+                .unwrap_or_else(|| "kept until it is unpinned".into()),
+        ),
+        (None, None) => (
+            OwnerKind::Ref,
+            id.to_string(),
+            "kept until it is removed".into(),
         ),
     };
     Root {
-        owner,
-        reason: reason.into(),
+        owner: Owner { kind, name },
+        reason,
         needs: vec![Need::Ref(id)],
+    }
+}
+
+fn root_of_lease(holder: &leases::Holder) -> Root {
+    let leases::Holder { purpose, pid, .. } = holder;
+    Root {
+        owner: Owner {
+            kind: OwnerKind::Lease,
+            name: format!("process {pid}"),
+        },
+        reason: purpose.clone(),
+        needs: vec![Need::Links],
     }
 }

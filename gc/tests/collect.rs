@@ -71,7 +71,7 @@ fn planning_writes_nothing_and_the_sweep_does_what_was_planned() {
     let plan = gc::plan(&repository, &mut (), &()).unwrap();
     assert_eq!(objects(&repository), before);
     let removed = |plan: &Plan| -> Vec<_> {
-        let removal = |item: &&gc::ObjectItem| item.decision.is_removal();
+        let removal = |item: &gc::ObjectItem| item.decision.is_removal();
         let items = plan.objects.iter().filter(removal);
         items.map(|item| (item.digest, item.bytes)).collect()
     };
@@ -400,7 +400,7 @@ fn an_empty_repository_has_nothing_to_collect() {
     let directory = Directory::new();
     let (plan, swept) = collect(&mut directory.open());
     assert_eq!(swept, Swept::default());
-    assert_eq!(plan.objects, []);
+    assert!(plan.objects.is_empty());
 }
 
 /// A host that knows what it is told, and notes which layers it is to remove.

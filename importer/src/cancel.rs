@@ -1,8 +1,9 @@
 //! A flag that asks a running import to stop.
 //!
 //! It is set from a signal handler's thread or another part of a program and looked at between chunks
-//! of file content, so an import ends within milliseconds, drops its batch and with it what it staged.
-//! It never interrupts a durable step half way.
+//! of file content, before each file that is written, and while an import waits for a lock. So an import
+//! ends within milliseconds, drops its batch and with it what it staged. It never interrupts a durable
+//! step half way; once names appear, the import goes on to its end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,11 @@ impl Cancel {
     /// Sets the flag, for good.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// The flag itself, for whoever waits on behalf of the import.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
     }
 
     /// Whether the flag is set.

@@ -5,6 +5,7 @@
 //! staging directory with it.
 
 use std::io;
+use std::path::PathBuf;
 
 use containers_storage::{EntryName, ImageId};
 use repository::layers::MergeError;
@@ -56,9 +57,58 @@ pub enum ImportError {
         /// What went wrong.
         source: OciError,
     },
+    /// The filesystem of the repository has no room for what is missing. Nothing was read.
+    #[error(
+        "there is no room in {}: at least {}; a collection removes what no tag needs, and in a repository \
+         on the filesystem of podman's storage files are cloned, which takes no space",
+        repository.display(),
+        shortage.sentence(*needed)
+    )]
+    NoRoom {
+        /// The repository.
+        repository: PathBuf,
+        /// What is lacking.
+        shortage: Shortage,
+        /// How much of it the import needs at least.
+        needed: u64,
+    },
     /// [`crate::Cancel`] was set.
-    #[error("the import was cancelled")]
+    #[error("the import was stopped; nothing of the image is in the repository")]
     Cancelled,
+}
+
+/// What a filesystem has not enough of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shortage {
+    /// Space.
+    Bytes {
+        /// How much is free, in bytes.
+        free: u64,
+    },
+    /// Files.
+    Inodes {
+        /// How many can still be made.
+        free: u64,
+    },
+}
+
+impl Shortage {
+    fn sentence(self, needed: u64) -> String {
+        match self {
+            Self::Bytes { free } => format!(
+                "{:.1} MiB are needed and {:.1} MiB are free",
+                mebibytes(needed),
+                mebibytes(free)
+            ),
+            Self::Inodes { free } => {
+                format!("{needed} inodes are needed and {free} are free")
+            }
+        }
+    }
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 /// Why a layer could not be imported.

@@ -19,6 +19,7 @@ use crate::cancel::Cancel;
 use crate::error::{ImportError, LayerError};
 use crate::layer;
 use crate::pool::Queue;
+use crate::preflight;
 use crate::present;
 use crate::progress::{Event, Progress, Stage};
 use crate::report::{
@@ -78,13 +79,7 @@ impl ImportOptions {
 
 /// The bytes that are free on the repository's filesystem for whoever runs this.
 pub fn free_space(repository: &Repository) -> Result<u64, ImportError> {
-    let path = repository.path();
-    let stat = rustix::fs::statvfs(path).map_err(|error| repository::Error::Io {
-        action: "ask for the free space of",
-        path: path.to_owned(),
-        source: error.into(),
-    })?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    Ok(preflight::free(repository)?.bytes)
 }
 
 /// Brings an image into the repository, verified, and tags it.
@@ -93,6 +88,22 @@ pub fn free_space(repository: &Repository) -> Result<u64, ImportError> {
 /// that were committed before the failure are, verified, for the next attempt. To import an image that
 /// is there already only adds tags.
 pub fn import_image(
+    repository: &Repository,
+    image: &SourceImage<'_>,
+    options: &ImportOptions,
+    progress: &dyn Progress,
+) -> Result<ImportReport, ImportError> {
+    // Whoever gave up because of the flag may have said so in other words.
+    import(repository, image, options, progress).map_err(|error| {
+        if options.cancel.is_cancelled() {
+            ImportError::Cancelled
+        } else {
+            error
+        }
+    })
+}
+
+fn import(
     repository: &Repository,
     image: &SourceImage<'_>,
     options: &ImportOptions,
@@ -129,6 +140,8 @@ pub fn import_image(
         (Outcome::Present, rootfs)
     } else {
         let missing = import.missing()?;
+        let layers: Vec<_> = missing.iter().map(|index| &image.layers[*index]).collect();
+        preflight::check(repository, &layers, options)?;
         import.times.check = started.elapsed();
         let batch = import.read(&missing)?;
         let rootfs = import.rootfs(&batch)?;
@@ -238,7 +251,7 @@ impl<'a> Import<'a> {
     fn read(&mut self, missing: &[usize]) -> Result<Batch<'a>, ImportError> {
         let repository = self.repository;
         let groups = self.groups(missing);
-        let mut batch = repository.batch()?;
+        let mut batch = repository.batch_until(self.options.cancel.flag())?;
         for (number, group) in groups.iter().enumerate() {
             self.stage(Stage::Layers);
             let started = Instant::now();
@@ -248,7 +261,8 @@ impl<'a> Import<'a> {
             if !is_last || batch.staged_objects() > STAGED_MAX {
                 self.stage(Stage::Publish);
                 let started = Instant::now();
-                std::mem::replace(&mut batch, repository.batch()?).commit()?;
+                let next = repository.batch_until(self.options.cancel.flag())?;
+                std::mem::replace(&mut batch, next).commit()?;
                 self.times.publish += started.elapsed();
             }
         }
@@ -405,7 +419,7 @@ impl<'a> Import<'a> {
         }
         self.stage(Stage::Publish);
         let started = Instant::now();
-        let batch = self.repository.batch()?;
+        let batch = self.repository.batch_until(self.options.cancel.flag())?;
         self.set_tags(&batch, documents)?;
         batch.commit()?;
         self.times.publish = started.elapsed();

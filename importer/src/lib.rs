@@ -6,7 +6,8 @@
 //! # What an import does
 //!
 //! 1. **Check.** Manifest and config are read with their digests; layers that the repository has
-//!    already, whole, are left alone.
+//!    already, whole, are left alone. Where the others certainly do not fit on the filesystem, that is
+//!    the end.
 //! 2. **Layers.** Each other layer is read, in one of two ways. A layer of containers-storage is put
 //!    together again from its tar-split and its files. Every file is
 //!    read once; that one read feeds the SHA-256 of the tar, the CRC-64 of the tar-split and the file's
@@ -43,6 +44,7 @@ mod error;
 mod image;
 mod layer;
 mod pool;
+mod preflight;
 mod present;
 mod progress;
 mod report;
@@ -50,7 +52,7 @@ pub mod source;
 mod work;
 
 pub use cancel::Cancel;
-pub use error::{FileError, ImportError, LayerError, MemberProblem};
+pub use error::{FileError, ImportError, LayerError, MemberProblem, Shortage};
 pub use image::{ImportOptions, free_space, import_image};
 pub use progress::{Event, LayerPlan, Progress, Quiet, Stage};
 pub use report::{Counts, ImportReport, LayerOutcome, LayerReport, Outcome, Tally, Times, Warning};

@@ -26,6 +26,9 @@ pub enum Error {
         /// The system's error.
         source: io::Error,
     },
+    /// The flag of [`crate::Repository::batch_until`] was set.
+    #[error("interrupted")]
+    Interrupted,
     /// The directory holds neither `meta.json` nor objects.
     #[error("{} is not a composefs repository; create one with `init`", .0.display())]
     NotARepository(PathBuf),

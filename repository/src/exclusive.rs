@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::failpoint::failpoint;
 use crate::meta::Formats;
 use crate::names::{Category, StreamName};
-use crate::repo::Repository;
+use crate::repo::{OBJECTS, Repository};
 
 /// What to do while others use the repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,17 +110,34 @@ impl Exclusive<'_> {
         Ok(())
     }
 
-    /// Removes an object; returns whether there was one. Nothing may name it any more.
-    pub fn remove_object(&self, digest: &VerityDigest) -> Result<bool> {
-        self.check_algorithm(digest)?;
+    /// Removes objects whose digests begin with the byte `shard`; nothing may name them any more. Calls
+    /// `removed` with each that was there. Several threads may do this for different shards at once.
+    pub fn remove_objects(
+        &self,
+        shard: u8,
+        digests: impl IntoIterator<Item = VerityDigest>,
+        mut removed: impl FnMut(&VerityDigest),
+    ) -> Result<()> {
         let Some(objects) = self.objects()? else {
-            return Ok(false);
+            return Ok(());
         };
-        failpoint("remove-object");
-        durable::unlink(
-            objects,
-            digest.object_path(),
-            &self.path().join(crate::repo::OBJECTS),
-        )
+        let objects_path = self.path().join(OBJECTS);
+        let shard = format!("{shard:02x}");
+        let Some(dir) = durable::open_dir(objects, &shard, &objects_path)? else {
+            return Ok(());
+        };
+        let path = objects_path.join(&shard);
+        let mut digits = [0; 128];
+        for digest in digests {
+            self.check_algorithm(&digest)?;
+            let Some(name) = digest.encode_hex(&mut digits).strip_prefix(&*shard) else {
+                continue;
+            };
+            failpoint("remove-object");
+            if durable::unlink(&dir, name, &path)? {
+                removed(&digest);
+            }
+        }
+        Ok(())
     }
 }

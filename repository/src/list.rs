@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use composefs_image::VerityDigest;
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation};
@@ -145,6 +146,20 @@ impl Repository {
         }
     }
 
+    /// When a ref was made to point at what it points at; `None` if there is no such ref.
+    pub fn ref_time(&self, category: Category, path: &RefPath) -> Result<Option<SystemTime>> {
+        let relative = refs_directory(category).join(path.as_path());
+        match rustix::fs::statat(self.dir(), &relative, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => {
+                // A time before 1970 is as good as 1970.
+                let since = u64::try_from(stat.st_mtime).unwrap_or_default();
+                Ok(SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(since)))
+            }
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(Error::io("examine", self.path().join(relative))(error)),
+        }
+    }
+
     /// The name of the stream that a tag points at; `None` if there is no such tag.
     pub fn tag(&self, tag: &Tag) -> Result<Option<String>> {
         self.reference(Category::Streams, &RefPath::of_tag(tag))
@@ -181,7 +196,7 @@ impl Repository {
     /// All links in `images/`.
     pub fn images(&self) -> Result<Listing<ImageLink>> {
         let mut listing = self.top_level(Category::Images, |name, object| {
-            let name = parse_digest(name, self.algorithm())?;
+            let name = parse_digest(name.as_bytes(), self.algorithm())?;
             Some(ImageLink { name, object })
         })?;
         listing.entries.sort_unstable_by_key(|link| link.name);
@@ -224,15 +239,21 @@ impl Repository {
         let mut listing = Listing::new();
         let prefix = format!("{shard:02x}");
         let directory = Path::new(OBJECTS).join(&prefix);
-        for entry in self.read_dir(&directory)? {
-            let mut name = std::ffi::OsString::from(&prefix);
-            name.push(&entry.name);
-            match (parse_digest(&name, self.algorithm()), entry.kind) {
+        let mut digits = prefix.into_bytes();
+        self.for_each_entry(&directory, |name, kind| {
+            digits.truncate(2);
+            digits.extend_from_slice(name);
+            match (parse_digest(&digits, self.algorithm()), kind) {
                 (Some(digest), FileType::RegularFile) => listing.entries.push(digest),
-                (Some(_), _) => listing.foreign(directory.join(entry.name), Oddity::NotAFile),
-                (None, _) => listing.foreign(directory.join(entry.name), Oddity::Name),
+                (parsed, _) => {
+                    let oddity = match parsed {
+                        Some(_) => Oddity::NotAFile,
+                        None => Oddity::Name,
+                    };
+                    listing.foreign(directory.join(std::ffi::OsStr::from_bytes(name)), oddity);
+                }
             }
-        }
+        })?;
         listing.entries.sort_unstable();
         listing.foreign.sort_unstable();
         Ok(listing)
@@ -351,20 +372,28 @@ impl Repository {
 
     /// The entries of a directory, relative to the repository; none if it doesn't exist.
     fn read_dir(&self, relative: &Path) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        self.for_each_entry(relative, |name, kind| {
+            let name = std::ffi::OsStr::from_bytes(name).to_owned();
+            entries.push(Entry { name, kind });
+        })?;
+        Ok(entries)
+    }
+
+    fn for_each_entry(&self, relative: &Path, mut act: impl FnMut(&[u8], FileType)) -> Result<()> {
         let Some(dir) = durable::open_dir(self.dir(), relative, self.path())? else {
-            return Ok(Vec::new());
+            return Ok(());
         };
         let failed = |error: Errno| Error::io("list", self.path().join(relative))(error);
-        let mut entries = Vec::new();
         for entry in Dir::read_from(&dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let name = std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
-            if name == "." || name == ".." {
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
                 continue;
             }
             let kind = match entry.file_type() {
                 FileType::Unknown => {
-                    match rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                    match rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
                         Ok(stat) => FileType::from_raw_mode(stat.st_mode),
                         Err(Errno::NOENT) => continue,
                         Err(error) => return Err(failed(error)),
@@ -372,9 +401,9 @@ impl Repository {
                 }
                 kind => kind,
             };
-            entries.push(Entry { name, kind });
+            act(name.to_bytes(), kind);
         }
-        Ok(entries)
+        Ok(())
     }
 
     fn malformed(&self, relative: &Path, target: &[u8]) -> Error {

@@ -251,13 +251,9 @@ pub(crate) fn parse_ref_target(target: &[u8]) -> Option<String> {
 }
 
 /// Reads the digest of `algorithm` that a file name is, in lower-case hexadecimal.
-pub(crate) fn parse_digest(name: &OsStr, algorithm: Algorithm) -> Option<VerityDigest> {
-    let name = name.to_str()?;
-    let plain = name.len() == 2 * algorithm.digest_len()
-        && name
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    plain.then(|| VerityDigest::from_hex(name).ok())?
+pub(crate) fn parse_digest(name: &[u8], algorithm: Algorithm) -> Option<VerityDigest> {
+    let digest = VerityDigest::from_hex_bytes(name).ok()?;
+    (digest.algorithm() == algorithm).then_some(digest)
 }
 
 fn check_component(name: &[u8]) -> Result<(), &'static str> {

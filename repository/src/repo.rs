@@ -8,8 +8,8 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use composefs_image::{Algorithm, Format, VerityDigest};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
@@ -154,6 +154,17 @@ impl Repository {
             self.upgrade()?;
         }
         Batch::new(self)
+    }
+
+    /// As [`Repository::batch`], for a batch that somebody may want to stop.
+    ///
+    /// Once `stop` is set, whatever is asked of the batch fails with [`Error::Interrupted`], also while it
+    /// waits for another; a commit does so until it gives the first name to anything but an object.
+    /// From then on it goes on to its end.
+    pub fn batch_until(&self, stop: Arc<AtomicBool>) -> Result<Batch<'_>> {
+        let mut batch = self.batch()?;
+        batch.stop_at(stop);
+        Ok(batch)
     }
 
     /// The path of an object, for mounts and messages.

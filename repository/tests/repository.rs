@@ -4,6 +4,8 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use composefs_image::verity_digest;
 use repository::list::{Oddity, StagingOwner};
@@ -273,6 +275,28 @@ fn an_object_is_stored_once_from_however_many_threads_and_batches() {
 }
 
 #[test]
+fn a_batch_that_is_stopped_leaves_nothing() {
+    let directory = Directory::new();
+    let repository = directory.init();
+    drop(repository.batch().unwrap());
+    let before = snapshot(&directory.repository());
+    let stop = Arc::new(AtomicBool::new(false));
+    let batch = repository.batch_until(Arc::clone(&stop)).unwrap();
+    let (digest, _) = batch.store_bytes(b"content").unwrap();
+    batch.link_stream(&name("stream"), &digest);
+    stop.store(true, Ordering::Relaxed);
+    let stopped = [
+        batch.store_bytes(b"more").map(drop),
+        batch.open_object(&digest).map(drop),
+        batch.commit().map(drop),
+    ];
+    for result in stopped {
+        assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+    }
+    assert_eq!(snapshot(&directory.repository()), before);
+}
+
+#[test]
 fn an_existing_object_of_another_size_is_an_error_and_not_overwritten() {
     let directory = Directory::new();
     let repository = directory.init();
@@ -459,8 +483,16 @@ fn what_is_deleted_under_the_exclusive_lock_is_gone() {
     assert!(exclusive.remove_stream(&name("stream")).unwrap());
     assert!(exclusive.remove_image(&digest).unwrap());
     exclusive.sync_names().unwrap();
-    assert!(exclusive.remove_object(&digest).unwrap());
-    assert!(!exclusive.remove_object(&digest).unwrap());
+    let remove = || {
+        let mut removed = Vec::new();
+        let shard = digest.as_bytes()[0];
+        exclusive
+            .remove_objects(shard, [digest], |digest| removed.push(*digest))
+            .unwrap();
+        removed
+    };
+    assert_eq!(remove(), [digest]);
+    assert_eq!(remove(), []);
     assert_eq!(exclusive.streams().unwrap().entries, []);
     assert_eq!(exclusive.images().unwrap().entries, []);
     assert_eq!(exclusive.object_size(&digest).unwrap(), None);

@@ -15,6 +15,7 @@ use crate::{
     error::Result,
     in_use::{Consumers, Stores, User},
     layout::Layout,
+    mounted::{AllMounts, MountUse},
     paths::StorePaths,
     store::{layer_ref, link_of, open_existing, published_refs},
 };
@@ -57,6 +58,14 @@ pub enum Claimant {
     User(User),
 }
 
+/// The mounts that show images of a repository, in every mount namespace that can be seen. A mount of a
+/// published layer is among podman's [`Claims`] instead.
+pub fn mounted_images(repository: &Repository) -> Result<Vec<MountUse>> {
+    let mut uses = AllMounts::read()?.uses(repository, &[]);
+    uses.retain(|found| !found.images.is_empty());
+    Ok(uses)
+}
+
 /// Finds out what podman needs. Writes nothing and takes no lock.
 pub fn claims(repository: &Repository, stores: &Stores) -> Result<Claims> {
     let paths = StorePaths::of(repository);
@@ -76,7 +85,7 @@ pub fn claims(repository: &Repository, stores: &Stores) -> Result<Claims> {
         asked.push((record.id.clone(), link_of(&paths, &record.id)?));
     }
     asked.extend(parked.iter().map(|layer| (layer.id.clone(), layer.link)));
-    let users = consumers.users_of(&asked);
+    let users = consumers.users_of(repository, &asked);
 
     let parents = Parents::of(&records);
     let mut all = Claims::default();

@@ -37,6 +37,12 @@ pub enum Error {
     /// A lock of our own image store could not be taken.
     #[error(transparent)]
     Lock(#[from] containers_storage::LockError),
+    /// An ordinary user wants to publish.
+    #[error(
+        "publishing needs root: podman, or we, would have to mount EROFS images, which the kernel lets no \
+         user do; import and publish into a repository of root's"
+    )]
+    NeedsRoot,
     /// Something could not be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),

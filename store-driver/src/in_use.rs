@@ -16,10 +16,12 @@ use std::{
 };
 
 use containers_storage::{ContainerRecord, ImageRecord, LayerId, LayerRecord, LinkId, StorageConf};
+use repository::Repository;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     error::{Error, Result},
+    mounted::{AllMounts, MountUse},
     paths::StorePaths,
 };
 
@@ -53,6 +55,13 @@ pub enum User {
         /// podman's run root.
         runroot: PathBuf,
     },
+    /// A mount shows it.
+    Mount {
+        /// Where.
+        target: PathBuf,
+        /// A process that sees the mount.
+        pid: u32,
+    },
     /// Whether it is used cannot be told.
     Unreadable {
         /// What cannot be read.
@@ -76,6 +85,9 @@ impl fmt::Display for User {
             }
             Self::Mounted { runroot } => {
                 write!(f, "podman has it mounted ({})", runroot.display())
+            }
+            Self::Mount { target, pid } => {
+                write!(f, "mounted on {} (process {pid})", target.display())
             }
             Self::Unreadable { path, why } => {
                 write!(f, "{} cannot be read ({why})", path.display())
@@ -178,8 +190,40 @@ impl Consumers {
         write().map_err(Error::io("write", &self.path))
     }
 
-    /// The users of `layers`: our layers that might go, with their short names.
-    pub(crate) fn users_of(&self, layers: &[(LayerId, Option<LinkId>)]) -> Users {
+    /// The users of `layers`, our layers that might go, with their short names: in podman's stores, and
+    /// mounts.
+    pub(crate) fn users_of(
+        &self,
+        repository: &Repository,
+        layers: &[(LayerId, Option<LinkId>)],
+    ) -> Users {
+        let mut users = self.users_in_stores(layers);
+        match AllMounts::read().map(|mounts| mounts.uses(repository, layers)) {
+            Ok(uses) => {
+                for MountUse {
+                    target,
+                    pid,
+                    layers,
+                    ..
+                } in uses
+                {
+                    for layer in &layers {
+                        let target = target.clone();
+                        users.add(layer, User::Mount { target, pid });
+                    }
+                }
+            }
+            Err(error) => {
+                for (layer, _) in layers {
+                    let (path, why) = ("/proc".into(), error.to_string());
+                    users.add(layer, User::Unreadable { path, why });
+                }
+            }
+        }
+        users
+    }
+
+    fn users_in_stores(&self, layers: &[(LayerId, Option<LinkId>)]) -> Users {
         let mut users = Users::default();
         for consumer in self.known.union(&self.found) {
             if let Err(Unreadable { path, why }) = scan(consumer, layers, &mut users) {
@@ -468,7 +512,7 @@ mod tests {
             let layer: LayerId = id('a').parse().unwrap();
             let users = self
                 .consumers
-                .users_of(&[(layer.clone(), Some(LINK.parse().unwrap()))]);
+                .users_in_stores(&[(layer.clone(), Some(LINK.parse().unwrap()))]);
             users.of(&layer).to_vec()
         }
     }

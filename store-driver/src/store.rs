@@ -54,7 +54,7 @@ impl Store {
             paths,
             _lock: lock,
         };
-        store.repair()?;
+        store.repair(repository)?;
         Ok(store)
     }
 
@@ -81,7 +81,7 @@ impl Store {
         symlink(is, &path).map_err(Error::io("create", path))
     }
 
-    fn repair(&mut self) -> Result<()> {
+    fn repair(&mut self, repository: &Repository) -> Result<()> {
         let incoming = self.paths.incoming();
         remove_directory(&incoming)?;
 
@@ -102,12 +102,12 @@ impl Store {
             }
             layers.commit()?;
         }
-        self.settle_removed()
+        self.settle_removed(repository)
     }
 
     /// Brings removed layers back that are in use after all, with what they stand on, and deletes the
     /// others.
-    pub(crate) fn settle_removed(&mut self) -> Result<()> {
+    pub(crate) fn settle_removed(&mut self, repository: &Repository) -> Result<()> {
         let removed = self.own.removed()?;
         if removed.is_empty() {
             return Ok(());
@@ -116,7 +116,7 @@ impl Store {
             .iter()
             .map(|layer| (layer.id.clone(), layer.link))
             .collect();
-        let users = self.consumers.users_of(&asked);
+        let users = self.consumers.users_of(repository, &asked);
         let records: Vec<LayerRecord> = removed
             .iter()
             .filter_map(|layer| layer.record.clone())

@@ -114,7 +114,7 @@ fn sweep(repository: &Repository, store: &mut Store) -> Result<UnusedLayers> {
         .collect::<Result<_>>()?;
 
     let mut transaction = store.own.layers()?;
-    let users = store.consumers.users_of(&asked);
+    let users = store.consumers.users_of(repository, &asked);
     let used = with_ancestors(&candidates, |id| !users.of(id).is_empty());
     let free: Vec<LayerId> = candidates
         .iter()
@@ -132,7 +132,7 @@ fn sweep(repository: &Repository, store: &mut Store) -> Result<UnusedLayers> {
     failpoint("unpublish-layers-removed");
 
     // Looks for users a second time before anything is lost.
-    store.settle_removed()?;
+    store.settle_removed(repository)?;
     let present = clear_up(repository, store)?;
     let removed = free
         .into_iter()

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::time::SystemTime;
 
 use gc::boot::Orphans;
-use gc::{Decision, Plan, Problem, RemoveReason, Root, Swept};
+use gc::{Decision, Plan, Problem, RemoveReason, Retention, Root, Swept};
 use repository::Wait;
 use serde::Serialize;
 
@@ -31,6 +32,14 @@ pub(crate) fn gc(context: &Context, args: &Gc) -> anyhow::Result<Outcome> {
         Orphans::Keep
     };
     let mut host = Host::new(&args.host, orphans)?;
+    if !args.tags.is_empty() {
+        host.retain(Retention {
+            patterns: args.tags.clone(),
+            keep_last: args.keep_last,
+            older_than: args.older_than,
+            now: SystemTime::now(),
+        });
+    }
     let plan = gc::plan(&repository, &mut host, progress.as_ref())?;
     let report = if args.dry_run {
         Report { plan, swept: None }
@@ -43,6 +52,9 @@ pub(crate) fn gc(context: &Context, args: &Gc) -> anyhow::Result<Outcome> {
             progress.as_ref(),
         )?;
         let (plan, swept) = prepared.execute(&mut host, progress.as_ref())?;
+        if swept.refs > 0 {
+            store_driver::refresh_names(&repository)?;
+        }
         Report {
             plan,
             swept: Some(swept),
@@ -145,8 +157,11 @@ fn print_plan(plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
     for item in &plan.staging {
         line("staging directory", &item.name, item.decision)?;
     }
+    for item in &plan.leases {
+        line("lease", &item.name, item.decision)?;
+    }
     let mut totals: BTreeMap<RemoveReason, (u64, u64)> = BTreeMap::new();
-    for item in &plan.objects {
+    for item in plan.objects.iter() {
         if let Decision::Remove(reason) = item.decision {
             let (objects, bytes) = totals.entry(reason).or_default();
             *objects += 1;

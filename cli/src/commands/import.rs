@@ -29,7 +29,8 @@ pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome
     if args.images.len() > 1 && !args.tag.is_empty() {
         bail!("--tag names one image, but {} are given", args.images.len());
     }
-    if rootless::is_needed() {
+    let stored = |name: &String| matches!(Reference::parse(name), Ok(Reference::Storage(_)));
+    if rootless::is_needed() && args.images.iter().any(stored) {
         rootless::reexecute().context("cannot read the layers of a user's podman")?;
     }
     let interrupt = Interrupt::watch(&context.channel)?;
@@ -50,6 +51,8 @@ pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome
             context.channel.tell(Level::Warning, &warning.to_string());
         }
         if args.publish {
+            let too_late = || format!("{name} is imported, but not published");
+            interrupt.check().with_context(too_late)?;
             let manifest = imported.manifest.to_string();
             let image = oci::find(&repository, &manifest)?;
             let published = publish::publish_one(&repository, &image, &args.layout)

@@ -47,7 +47,7 @@ fn undisturbed(scene: &Scene) -> Result<Vec<PathBuf>> {
     relative(&store)
 }
 
-fn relative(store: &Store) -> Result<Vec<PathBuf>> {
+pub(crate) fn relative(store: &Store) -> Result<Vec<PathBuf>> {
     let objects = store.objects()?;
     Ok(objects
         .iter()
@@ -56,7 +56,7 @@ fn relative(store: &Store) -> Result<Vec<PathBuf>> {
 }
 
 /// The files in staging directories of writers.
-fn staged(store: &Store) -> usize {
+pub(crate) fn staged(store: &Store) -> usize {
     let staging = store.repo().join("composefs-store/staging");
     let Ok(writers) = std::fs::read_dir(staging) else {
         return 0;

@@ -11,6 +11,7 @@ mod deployments;
 mod filesystems;
 mod harness;
 mod images;
+mod importing;
 mod kernel;
 mod locking;
 mod mounting;

@@ -157,6 +157,7 @@ fn user_imports_from_their_own_podman(release: Release) -> Result<()> {
     let images = scene.store(&["--json", "images"])?;
     let images: Value = serde_json::from_slice(&images.stdout)?;
     assert_eq!(images["images"][0]["tags"][0], IMAGE);
+    finish(&mut scene.user.store(&["publish", IMAGE])?)?.refused_with(&["needs root"])?;
     scene.store(&["untag", IMAGE])?;
     scene.store(&["gc"])?;
     let left = std::fs::read_dir(scene.repository().join("objects"))?

@@ -25,6 +25,7 @@ impl Batch<'_> {
     /// When it returns, all of it survives a crash. When it fails, or the process dies in it, no name
     /// stands for anything incomplete, and doing it all again succeeds.
     pub fn commit(self) -> Result<CommitStats> {
+        self.check_stop()?;
         let empty = State::new(self.repository.algorithm());
         let state = std::mem::replace(&mut *self.state(), empty);
         self.check_targets(&state)?;
@@ -35,6 +36,7 @@ impl Batch<'_> {
             failpoint("commit-staged");
             durable::sync_filesystem(&self.dir, root)?;
             failpoint("commit-content-synced");
+            self.check_stop()?;
             // 2. Their names.
             self.name_objects(&state.objects)?;
         }
@@ -45,6 +47,7 @@ impl Batch<'_> {
             durable::sync_filesystem(&self.dir, root)?;
             failpoint("commit-objects-synced");
         }
+        self.check_stop()?;
 
         // 3. The links, with bridges while streams are replaced.
         let mut touched = Touched::default();

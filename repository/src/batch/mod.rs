@@ -14,7 +14,8 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use composefs_image::{Algorithm, VerityDigest, verity_digest};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
@@ -94,6 +95,10 @@ pub struct Batch<'r> {
     next_file: AtomicU64,
     /// Cleared when the filesystem turns out to have no fs-verity.
     try_verity: AtomicBool,
+    /// Set from outside when the batch is no longer wanted.
+    stop: Option<Arc<AtomicBool>>,
+    /// Whether this batch keeps others from entering images.
+    enters_images: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -184,8 +189,47 @@ impl<'r> Batch<'r> {
             name,
             next_file: AtomicU64::new(1),
             try_verity: AtomicBool::new(true),
+            stop: None,
+            enters_images: AtomicBool::new(false),
             state: Mutex::new(State::new(repository.algorithm())),
         })
+    }
+
+    pub(crate) fn stop_at(&mut self, stop: Arc<AtomicBool>) {
+        self.stop = Some(stop);
+    }
+
+    /// Fails if somebody wants the batch to stop.
+    fn check_stop(&self) -> Result<()> {
+        match &self.stop {
+            Some(stop) if stop.load(Ordering::Relaxed) => Err(Error::Interrupted),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until no other batch is about to enter an image, and keeps others from it as long as this one
+    /// lives: what it then reads of the repository's images is still so when it is committed.
+    ///
+    /// An exclusive `flock` on the directory of the staging directories. A thread that has two batches
+    /// must not call it on the second before the first is committed or dropped.
+    pub(crate) fn enter_images(&self) -> Result<()> {
+        if self.enters_images.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut pause = Duration::from_millis(1);
+        loop {
+            self.check_stop()?;
+            match durable::flock(&self.parent, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(50));
+                }
+                Err(error) => return Err(Error::io("lock", &self.parent_path)(error)),
+            }
+        }
+        self.enters_images.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// The repository it writes to.
@@ -240,6 +284,12 @@ impl<'r> Batch<'r> {
         let staged = StagedFile::create(self)?;
         let how = staged.clone_or_copy(source, digest, size, policy)?;
         staged.finish(digest, size, how)
+    }
+
+    /// Whether the kernel clones this file into the repository. Stores nothing.
+    pub fn can_clone(&self, source: BorrowedFd<'_>) -> Result<bool> {
+        staged::can_clone(&self.scratch_file()?, source)
+            .map_err(Error::io("clone a file to", self.path()))
     }
 
     /// Begins to store an object whose digest is known only at its end.
@@ -315,6 +365,7 @@ impl<'r> Batch<'r> {
     }
 
     fn create_file(&self) -> Result<(File, NonZeroU64)> {
+        self.check_stop()?;
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
         let number = NonZeroU64::new(number).expect("fewer than 2^64 files");
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -338,6 +389,7 @@ impl ReadObjects for Batch<'_> {
     }
 
     fn open_object(&self, digest: &VerityDigest) -> Result<File> {
+        self.check_stop()?;
         let staged = self.state().objects.get(digest);
         let Some(staged) = staged else {
             return self.repository.open_object(digest);

@@ -67,15 +67,7 @@ impl<'b, 'r> StagedFile<'b, 'r> {
                 }
                 return Ok(Stored::Reflinked);
             }
-            // All the ways in which filesystems say "not here" or "not this file".
-            Err(
-                error @ (Errno::XDEV
-                | Errno::OPNOTSUPP
-                | Errno::INVAL
-                | Errno::TXTBSY
-                | Errno::PERM
-                | Errno::NOTTY),
-            ) => error,
+            Err(error) if is_refusal(error) => error,
             Err(error) => return Err(Error::io("clone a file to", self.path())(error)),
         };
         match policy {
@@ -203,6 +195,28 @@ impl Drop for StagedFile<'_, '_> {
     }
 }
 
+/// Clones a file if the kernel can.
+pub(super) fn can_clone(to: &File, source: BorrowedFd<'_>) -> Result<bool, Errno> {
+    match rustix::fs::ioctl_ficlone(to, source) {
+        Ok(()) => Ok(true),
+        Err(error) if is_refusal(error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether an error of FICLONE means "not here" or "not this file", so that copying may succeed.
+///
+/// Another filesystem (EXDEV), a filesystem or kernel without clones (EOPNOTSUPP, ENOTTY), files whose
+/// settings do not fit together, such as btrfs's checksums (EINVAL), a swap file (ETXTBSY), and a file or
+/// policy that forbids it (EPERM). Anything else, such as ENOSPC or EIO, is trouble that a copy would run
+/// into again or, worse, hide.
+fn is_refusal(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::TXTBSY | Errno::PERM
+    )
+}
+
 fn changed(expected: &VerityDigest, actual: Actual) -> Error {
     Error::ContentChanged {
         expected: *expected,
@@ -272,5 +286,35 @@ impl Write for ObjectWriter<'_, '_> {
         self.staged.file().write_all(&self.buffer)?;
         self.buffer.clear();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_copied_only_where_the_kernel_refuses_to_clone_them() {
+        let refusals: Vec<i32> = (1..=133)
+            .filter(|code| is_refusal(Errno::from_raw_os_error(*code)))
+            .collect();
+        let expected = [
+            libc::EPERM,
+            libc::EXDEV,
+            libc::EINVAL,
+            libc::ENOTTY,
+            libc::ETXTBSY,
+            libc::EOPNOTSUPP,
+        ];
+        assert_eq!(refusals, expected);
+        for trouble in [
+            libc::ENOSPC,
+            libc::EIO,
+            libc::EDQUOT,
+            libc::EROFS,
+            libc::EBADF,
+        ] {
+            assert!(!is_refusal(Errno::from_raw_os_error(trouble)));
+        }
     }
 }

@@ -39,9 +39,10 @@ pub struct StoredImage {
 /// Where the repository knows the config already, for example from an image with the same layers in
 /// another compression, its stream is replaced, and so are the streams of all manifests in the
 /// repository that name it: a manifest with an outdated config would lose its layers in a collection
-/// by composefs-rs. Two batches that store images with the same config at the same time do not see
-/// each other; the later one wins.
+/// by composefs-rs. So that no two batches do this to the same config at once, whoever comes second waits
+/// until the other is committed or dropped. composefs-rs takes no part in this.
 pub fn store_image(batch: &Batch<'_>, image: &NewImage<'_>) -> Result<StoredImage> {
+    batch.enter_images()?;
     check(batch, image)?;
     let config = image.config;
     let config_name = config.digest().stream_name();

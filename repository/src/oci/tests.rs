@@ -473,3 +473,36 @@ fn artifacts_are_not_images() {
     let Images { images, damaged } = images(&repository).unwrap();
     assert!(images.is_empty() && damaged.is_empty());
 }
+
+#[test]
+fn images_that_are_entered_at_once_keep_what_the_others_know_of_their_config() {
+    const WRITERS: usize = 8;
+    let fixture = Fixture::new();
+    // One config; each writer has a manifest and an EROFS image of its own.
+    let images: Vec<_> = (0..WRITERS).map(|n| made("ab", &n.to_string())).collect();
+    let key = |n: usize| ErofsKey::Boot(format!(".{n}"));
+    let together = std::sync::Barrier::new(WRITERS);
+    std::thread::scope(|scope| {
+        for (n, image) in images.iter().enumerate() {
+            let (fixture, together) = (&fixture, &together);
+            scope.spawn(move || {
+                together.wait();
+                let (content, name) = (format!("erofs {n}"), format!("t{n}"));
+                fixture.store(image, &[(key(n), &content)], Some(&name));
+            });
+        }
+    });
+    let repository = fixture.open();
+    let current = repository
+        .stream(&images[0].config.digest().stream_name())
+        .unwrap();
+    for n in 0..WRITERS {
+        let image = find(&repository, &format!("t{n}")).unwrap();
+        assert_eq!(Some(*image.config_stream()), current);
+        for other in 0..WRITERS {
+            let content = format!("erofs {other}");
+            let digest = composefs_image::verity_digest(Algorithm::Sha256, content.as_bytes());
+            assert_eq!(image.erofs().get(&key(other)), Some(&digest));
+        }
+    }
+}

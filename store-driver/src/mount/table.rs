@@ -25,6 +25,8 @@ pub struct MountEntry {
     pub source: Vec<u8>,
     /// Options of this mount (not of the filesystem), e.g. `ro,relatime`.
     pub options: String,
+    /// Options of the filesystem, e.g. `ro,lowerdir=/a:/b`.
+    pub super_options: Vec<u8>,
 }
 
 impl MountEntry {
@@ -57,6 +59,11 @@ impl MountTable {
         }
     }
 
+    /// All mounts, in the order of their mounting.
+    pub fn all(&self) -> impl Iterator<Item = &MountEntry> {
+        self.entries.iter()
+    }
+
     /// The topmost mount at `target`, which must be absolute and free of symlinks.
     pub fn top_at(&self, target: &Path) -> Option<&MountEntry> {
         self.entries
@@ -84,6 +91,7 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     fields.find(|field| *field == b"-")?;
     let filesystem = fields.next()?;
     let source = fields.next()?;
+    let super_options = fields.next().unwrap_or_default();
     Some(MountEntry {
         target: path(target),
         root: path(root),
@@ -91,6 +99,7 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
         filesystem: String::from_utf8_lossy(filesystem).into_owned(),
         source: unescape(source),
         options: String::from_utf8_lossy(options).into_owned(),
+        super_options: unescape(super_options),
     })
 }
 

@@ -11,7 +11,7 @@ mod stage;
 
 use std::time::SystemTime;
 
-use containers_storage::{ImageRecord, StorageConf, own_store::BigData};
+use containers_storage::{Environment, ImageRecord, StorageConf, own_store::BigData};
 use repository::{Repository, Tag, failpoint, oci};
 
 pub use report::{LayerOutcome, Note, PublishReport, PublishedLayer};
@@ -55,6 +55,9 @@ pub fn publish(
     image: &oci::Image,
     options: &PublishOptions<'_>,
 ) -> Result<PublishReport> {
+    if !Environment::current().is_root() {
+        return Err(Error::NeedsRoot);
+    }
     check_host(options.conf, options.layout)?;
     if image.layers().is_empty() {
         return Err(Error::NoLayers {
