@@ -47,10 +47,13 @@ fn main() -> ExitCode {
         style,
         channel,
     };
+    // Before anything is told: this program may begin anew.
+    let prepared = prepare(&cli.command);
     context
         .channel
         .begin(matches.subcommand_name().unwrap_or_default());
-    let (ending, error) = match run(&context, cli.command) {
+    let result = prepared.and_then(|()| run(&context, cli.command));
+    let (ending, error) = match result {
         Ok(Outcome::Done) => (Ending::Done, None),
         Ok(Outcome::Findings) => (Ending::Findings, None),
         Err(error) if is_broken_pipe(&error) => (Ending::Done, None),
@@ -61,6 +64,14 @@ fn main() -> ExitCode {
         .channel
         .end(ending, error.as_ref().map(sentence).as_deref());
     ExitCode::from(ending.status())
+}
+
+/// What a command needs before it begins.
+fn prepare(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Import(args) => commands::import::prepare(args),
+        _ => Ok(()),
+    }
 }
 
 fn run(context: &Context, command: Command) -> anyhow::Result<Outcome> {

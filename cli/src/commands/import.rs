@@ -25,13 +25,18 @@ struct Report {
     published: Vec<store_driver::PublishReport>,
 }
 
-pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome> {
-    if args.images.len() > 1 && !args.tag.is_empty() {
-        bail!("--tag names one image, but {} are given", args.images.len());
-    }
+/// Goes on in the user's namespace, if the command reads a user's storage. Returns where it does not.
+pub(crate) fn prepare(args: &Import) -> anyhow::Result<()> {
     let stored = |name: &String| matches!(Reference::parse(name), Ok(Reference::Storage(_)));
     if rootless::is_needed() && args.images.iter().any(stored) {
         rootless::reexecute().context("cannot read the layers of a user's podman")?;
+    }
+    Ok(())
+}
+
+pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome> {
+    if args.images.len() > 1 && !args.tag.is_empty() {
+        bail!("--tag names one image, but {} are given", args.images.len());
     }
     let interrupt = Interrupt::watch(&context.channel)?;
     let repository = repo::open(&context.repo)?;

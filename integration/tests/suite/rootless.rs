@@ -111,7 +111,9 @@ fn owners(dir: &Path, found: &mut Vec<(PathBuf, u32, u32)>) -> Result<()> {
 fn user_imports_from_their_own_podman(release: Release) -> Result<()> {
     let scene = Scene::new(release)?;
     scene.store(&["init", "--insecure"])?;
-    let imported = scene.store(&["--json", "import", "--no-copy", IMAGE])?;
+    let imported = scene.store(&["--json", "--progress", "json", "import", "--no-copy", IMAGE])?;
+    // The program begins twice, and says so once.
+    assert_eq!(imported.stderr.matches(r#""event":"begin""#).count(), 1);
     let report: Value = serde_json::from_slice(&imported.stdout)?;
     let total = &report["imported"][0]["total"];
     ensure!(
