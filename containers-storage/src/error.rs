@@ -202,6 +202,22 @@ pub enum Error {
         /// The layer.
         layer: LayerId,
     },
+    /// The layer is a flat object directory, and what would name its files is missing.
+    #[error("layer {layer} has no table of contents that names its files")]
+    NoTableOfContents {
+        /// The layer.
+        layer: LayerId,
+    },
+    /// The composefs image of a layer is damaged.
+    #[error("layer {layer}: {}", path.display())]
+    LayerImage {
+        /// The layer.
+        layer: LayerId,
+        /// The image.
+        path: PathBuf,
+        /// What is wrong.
+        source: composefs_image::ReadError,
+    },
     /// The layer's tar-split is damaged.
     #[error("layer {layer}: {}", path.display())]
     TarSplit {

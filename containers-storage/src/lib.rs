@@ -37,6 +37,8 @@ mod records;
 pub mod rootless;
 mod storage;
 mod tar_split;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use conf::{ConfError, ConfSource, Environment, NaiveDiffReason, OverlayOptions, StorageConf};
 pub use digest::{

@@ -1,6 +1,6 @@
 //! tar-split: what of a layer's tar is not the content of files.
 //!
-//! A gzip stream of JSON lines, each a *segment* (raw bytes: headers, padding, end blocks) or a *file*
+//! A stream of JSON lines, compressed with gzip (by every c/storage so far) or zstd (in zstd:chunked blobs), each a *segment* (raw bytes: headers, padding, end blocks) or a *file*
 //! (name, size and CRC-64 of content that is to be taken from the layer's directory). Written one after
 //! the other they give the layer's tar. Reading streams; a line, the number of files and thereby memory
 //! are bounded whatever the gzip stream expands to.
@@ -19,12 +19,16 @@ use sha2::{Digest as _, Sha256};
 /// Longest line. c/storage cuts padding into pieces of 1 MiB; headers between two files are far less.
 const MAX_LINE: usize = 32 << 20;
 /// Most files in a layer.
-const MAX_FILES: usize = 4 << 20;
+pub(crate) const MAX_FILES: usize = 4 << 20;
+/// log2 of the largest zstd window that is accepted, which is memory: what the strongest level of podman's
+/// compressor uses.
+const WINDOW_LOG_MAX: u32 = 25;
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// What is wrong with a tar-split.
 #[derive(Debug, thiserror::Error)]
 pub enum TarSplitError {
-    /// The gzip stream is damaged, cut off, or could not be read.
+    /// The compressed stream is damaged, cut off, or could not be read.
     #[error("the tar-split cannot be read")]
     Read(#[source] io::Error),
     /// A line is not the JSON it should be.
@@ -185,9 +189,40 @@ pub enum TarSplitEntry {
     },
 }
 
+/// Decompresses what the first bytes say that it is.
+enum Decoder<R> {
+    /// Nothing was read yet. `None` after an error.
+    Start(Option<BufReader<R>>),
+    Gzip(Box<MultiGzDecoder<BufReader<R>>>),
+    Zstd(zstd::stream::read::Decoder<'static, BufReader<R>>),
+}
+
+impl<R: Read> Read for Decoder<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            *self = match self {
+                Self::Gzip(decoder) => return decoder.read(buffer),
+                Self::Zstd(decoder) => return decoder.read(buffer),
+                Self::Start(start) => {
+                    let Some(mut start) = start.take() else {
+                        return Ok(0);
+                    };
+                    if start.fill_buf()?.starts_with(&ZSTD_MAGIC) {
+                        let mut decoder = zstd::stream::read::Decoder::with_buffer(start)?;
+                        decoder.window_log_max(WINDOW_LOG_MAX)?;
+                        Self::Zstd(decoder)
+                    } else {
+                        Self::Gzip(Box::new(MultiGzDecoder::new(start)))
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Reads the entries of a tar-split. Ends after the first error.
 pub struct TarSplit<R> {
-    lines: BufReader<MultiGzDecoder<BufReader<R>>>,
+    lines: BufReader<Decoder<R>>,
     buffer: Vec<u8>,
     line: u64,
     /// Hashes of the names so far: 16 bytes each however long the names are.
@@ -216,13 +251,11 @@ struct Line<'a> {
 }
 
 impl<R: Read> TarSplit<R> {
-    /// Reads from `gzip`, the content of a `.tar-split.gz` file.
-    pub fn new(gzip: R) -> Self {
+    /// Reads from `compressed`, the content of a `.tar-split.gz` file, which may be zstd as well.
+    pub fn new(compressed: R) -> Self {
+        let start = BufReader::with_capacity(64 << 10, compressed);
         Self {
-            lines: BufReader::with_capacity(
-                64 << 10,
-                MultiGzDecoder::new(BufReader::with_capacity(64 << 10, gzip)),
-            ),
+            lines: BufReader::with_capacity(64 << 10, Decoder::Start(Some(start))),
             buffer: Vec::new(),
             line: 0,
             names: HashSet::new(),
@@ -287,10 +320,7 @@ impl<R: Read> TarSplit<R> {
     }
 
     fn remember(&mut self, name: &EntryName) -> Result<(), TarSplitError> {
-        let hash = Sha256::digest(name.cleaned());
-        let mut short = [0; 16];
-        short.copy_from_slice(&hash[..16]);
-        if !self.names.insert(short) {
+        if !self.names.insert(short_hash(&name.cleaned())) {
             return Err(TarSplitError::Duplicate { name: name.clone() });
         }
         if self.names.len() > MAX_FILES {
@@ -300,6 +330,13 @@ impl<R: Read> TarSplit<R> {
         }
         Ok(())
     }
+}
+
+/// 16 bytes by which a name is known: enough that nobody finds two names with the same ones.
+pub(crate) fn short_hash(name: &[u8]) -> [u8; 16] {
+    let mut short = [0; 16];
+    short.copy_from_slice(&Sha256::digest(name)[..16]);
+    short
 }
 
 /// The size field of a link or device header may be set although no content follows; tar-split then

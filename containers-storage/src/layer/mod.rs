@@ -1,6 +1,8 @@
 //! A layer: its record, where it lies, and how its files are kept. [`OpenLayer`] reads them.
 
+mod image;
 mod open;
+mod toc;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -26,8 +28,8 @@ pub enum LayerKind {
     Flat,
     /// In an additional layer store.
     AdditionalLayerStore,
-    /// In a composefs image or an object store that another program made.
-    Foreign,
+    /// As objects that a composefs image names, or as a mounted composefs: a published store, say.
+    Composefs,
 }
 
 impl fmt::Display for LayerKind {
@@ -36,7 +38,7 @@ impl fmt::Display for LayerKind {
             Self::Tree => "a directory tree",
             Self::Flat => "a flat object directory of a partial pull",
             Self::AdditionalLayerStore => "part of an additional layer store",
-            Self::Foreign => "backed by a composefs image or object store",
+            Self::Composefs => "backed by composefs",
         })
     }
 }
@@ -125,6 +127,11 @@ impl Layer {
             .find(|path| path.exists())
     }
 
+    /// An item of the layer's big data, if there is one.
+    fn big_data(&self, key: &str) -> Option<PathBuf> {
+        self.beside_record(&Path::new(self.record.id.as_str()).join(big_data_file_name(key)))
+    }
+
     /// How the layer's files are kept.
     pub fn kind(&self) -> Result<LayerKind, Error> {
         self.kind_of(&self.directory()?)
@@ -144,10 +151,9 @@ impl Layer {
             .map_err(io_error(&diff))?
             .is_symlink()
         {
-            return Ok(LayerKind::Foreign);
+            return Ok(LayerKind::Composefs);
         }
-        let name = Path::new(self.record.id.as_str()).join(big_data_file_name(LAYER_DATA));
-        if let Some(path) = self.beside_record(&name)
+        if let Some(path) = self.big_data(LAYER_DATA)
             && let Some(bytes) = read_limited(&path, 1 << 20)?
         {
             let data: ChunkedData =
@@ -159,7 +165,7 @@ impl Layer {
             });
         }
         if dir.join("composefs-data").exists() {
-            return Ok(LayerKind::Foreign);
+            return Ok(LayerKind::Composefs);
         }
         Ok(LayerKind::Tree)
     }
@@ -176,13 +182,7 @@ impl Layer {
             return Err(Error::LayerIncomplete { layer: layer() });
         }
         let dir = self.directory()?;
-        match self.kind_of(&dir)? {
-            LayerKind::Tree => OpenLayer::tree(self, &dir),
-            kind => Err(Error::UnsupportedLayer {
-                layer: layer(),
-                kind,
-            }),
-        }
+        OpenLayer::new(self, &dir, self.kind_of(&dir)?)
     }
 
     /// If something was written since the record was read: whether the record is still the same.

@@ -15,7 +15,9 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::Layer;
+use super::image::ImageNames;
+use super::toc::FlatNames;
+use super::{Layer, LayerKind};
 use crate::error::Error;
 use crate::ids::LayerId;
 use crate::read::io_error;
@@ -25,6 +27,9 @@ use crate::tar_split::{EntryName, TarSplit, TarSplitEntry};
 /// More generations than id-mapped copies of a layer were ever seen to have.
 const MAX_GENERATIONS: usize = 64;
 
+/// Key of the big data that holds the table of contents of a partial pull.
+const TOC: &str = "zstd-chunked-manifest";
+
 /// `diff`, `diff1`, `diff2`, … as far as they go.
 fn open_generations(dir: &Path) -> Result<Vec<OwnedFd>, Error> {
     let mut generations = Vec::new();
@@ -33,7 +38,7 @@ fn open_generations(dir: &Path) -> Result<Vec<OwnedFd>, Error> {
             0 => dir.join("diff"),
             n => dir.join(format!("diff{n}")),
         };
-        match open_directory(&path) {
+        match open_directory(&path, OFlags::NOFOLLOW) {
             Ok(fd) => generations.push(fd),
             Err(Errno::NOENT) if number > 0 => break,
             Err(e) => return Err(io_error(&path)(e.into())),
@@ -42,9 +47,31 @@ fn open_generations(dir: &Path) -> Result<Vec<OwnedFd>, Error> {
     Ok(generations)
 }
 
-fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+/// Where the objects or the mounted tree of a composefs-backed layer are: `diff` leads there, and podman
+/// follows it. What we publish has `objs` as well, which is there without any mount.
+fn open_objects(dir: &Path) -> Result<OwnedFd, Error> {
+    let diff = dir.join("diff");
+    match open_directory(&diff, OFlags::empty()) {
+        Err(Errno::NOENT) => open_directory(&dir.join("objs"), OFlags::empty())
+            .map_err(|_| io_error(&diff)(Errno::NOENT.into())),
+        result => result.map_err(|e| io_error(&diff)(e.into())),
+    }
+}
+
+fn open_directory(path: &Path, follow: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | follow;
     rustix::fs::open(path, flags, Mode::empty())
+}
+
+/// What leads from the name of a tar member to a file below the layer's directory.
+#[derive(Debug)]
+enum Names {
+    /// The name itself.
+    Plain,
+    /// The TOC of a partial pull.
+    Flat(FlatNames),
+    /// A composefs image.
+    Image(Box<ImageNames>),
 }
 
 /// A layer that is being read. Threads may share it. It holds descriptors, but no lock: the engine may
@@ -52,16 +79,45 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
 #[derive(Debug)]
 pub struct OpenLayer {
     layer: Layer,
+    kind: LayerKind,
+    /// `diff`, `diff1`, …: where files are looked for, in this order.
     generations: Vec<OwnedFd>,
+    names: Names,
     tar_split: Option<(Arc<File>, PathBuf)>,
 }
 
 impl OpenLayer {
     /// The layer whose directory is `dir`, for a caller that holds its store's lock.
-    pub(super) fn tree(layer: &Layer, dir: &Path) -> Result<Self, Error> {
-        let generations = match layer.store_root().driver() {
-            Driver::Overlay => open_generations(dir)?,
-            Driver::Vfs => vec![open_directory(dir).map_err(|e| io_error(dir)(e.into()))?],
+    pub(super) fn new(layer: &Layer, dir: &Path, kind: LayerKind) -> Result<Self, Error> {
+        let generations = match (kind, layer.store_root().driver()) {
+            (LayerKind::Tree, Driver::Vfs) => {
+                vec![open_directory(dir, OFlags::NOFOLLOW).map_err(|e| io_error(dir)(e.into()))?]
+            }
+            (LayerKind::Tree | LayerKind::Flat, _) => open_generations(dir)?,
+            (LayerKind::Composefs, _) => vec![open_objects(dir)?],
+            (LayerKind::AdditionalLayerStore, _) => {
+                return Err(Error::UnsupportedLayer {
+                    layer: layer.id().clone(),
+                    kind,
+                });
+            }
+        };
+        let names = match kind {
+            LayerKind::Flat => {
+                let toc = layer
+                    .big_data(TOC)
+                    .ok_or_else(|| Error::NoTableOfContents {
+                        layer: layer.id().clone(),
+                    })?;
+                Names::Flat(FlatNames::read(&toc)?)
+            }
+            LayerKind::Composefs => {
+                let image = dir.join("composefs-data/composefs.blob");
+                // Without an image `diff` leads to a tree that is mounted.
+                ImageNames::read(layer.id(), &image)?
+                    .map_or(Names::Plain, |names| Names::Image(Box::new(names)))
+            }
+            LayerKind::Tree | LayerKind::AdditionalLayerStore => Names::Plain,
         };
         let name = format!("{}.tar-split.gz", layer.id());
         let tar_split = match layer.beside_record(Path::new(&name)) {
@@ -73,7 +129,9 @@ impl OpenLayer {
         };
         Ok(Self {
             layer: layer.clone(),
+            kind,
             generations,
+            names,
             tar_split,
         })
     }
@@ -81,6 +139,11 @@ impl OpenLayer {
     /// The layer.
     pub fn layer(&self) -> &Layer {
         &self.layer
+    }
+
+    /// How its files are kept.
+    pub fn kind(&self) -> LayerKind {
+        self.kind
     }
 
     /// Fails if the layer's record was removed, replaced or marked incomplete since the layer was
@@ -119,9 +182,22 @@ impl OpenLayer {
             name: name.clone(),
             source,
         };
-        let path = name
-            .beneath()
-            .ok_or_else(|| unsafe_file("leaves the layer's directory"))?;
+        let leaves = || unsafe_file("leaves the layer's directory");
+        let name_beneath = name.beneath().ok_or_else(leaves)?;
+        let path = match &self.names {
+            Names::Plain => Some(name_beneath),
+            Names::Flat(names) => names.path(&name_beneath).map(String::into_bytes),
+            Names::Image(names) => match names.path(&name_beneath) {
+                Some(path) => Some(EntryName::from(path).beneath().ok_or_else(leaves)?),
+                None => None,
+            },
+        };
+        let Some(path) = path else {
+            return Err(Error::FileMissing {
+                layer: self.layer.id().clone(),
+                name: name.clone(),
+            });
+        };
         // Opening a fifo or device in place of the file must have no effect.
         let flags =
             OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -24,6 +24,29 @@ fn error(lines: &str) -> String {
 }
 
 #[test]
+fn zstd_reads_as_gzip_does() {
+    let lines = "{\"type\":2,\"payload\":\"AAEC\"}\n{\"type\":1,\"name\":\"a\"}\n";
+    let zstd = zstd::encode_all(lines.as_bytes(), 3).unwrap();
+    let entries: Vec<_> = TarSplit::new(zstd.as_slice())
+        .collect::<Result<_, _>>()
+        .unwrap();
+    assert_eq!(entries, read(lines).unwrap());
+    let cut = TarSplit::new(&zstd[..zstd.len() - 1]).collect::<Result<Vec<_>, _>>();
+    assert!(matches!(cut, Err(TarSplitError::Read(_))), "{cut:?}");
+}
+
+#[test]
+fn a_zstd_window_larger_than_podman_writes_is_refused() {
+    // A frame header without a single segment whose window descriptor says 1 GiB, and an empty block.
+    let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 20 << 3, 0x01, 0x00, 0x00];
+    let entries = TarSplit::new(frame.as_slice()).collect::<Result<Vec<_>, _>>();
+    assert!(
+        matches!(entries, Err(TarSplitError::Read(_))),
+        "{entries:?}"
+    );
+}
+
+#[test]
 fn the_crc_is_that_of_go() {
     let mut crc = ContentCrc::new();
     assert_eq!(crc.finish(), [0; 8]);
