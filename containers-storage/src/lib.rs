@@ -40,7 +40,9 @@ mod tar_split;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use conf::{ConfError, ConfSource, Environment, NaiveDiffReason, OverlayOptions, StorageConf};
+pub use conf::{
+    ConfError, ConfRules, ConfSource, Environment, NaiveDiffReason, OverlayOptions, StorageConf,
+};
 pub use digest::{
     ConfigDigest, DiffId, Digest, DigestError, InvalidDigest, ManifestDigest, chain_id,
 };

@@ -1,11 +1,16 @@
 //! storage.conf: which store a user's podman uses, and how it mounts.
 //!
-//! Follows c/storage up to 1.62: one file counts, nothing is merged. `CONTAINERS_STORAGE_CONF` names
-//! it; else root has `/etc/containers/storage.conf` or, if that is missing,
+//! There are two sets of rules ([`ConfRules`]). Up to podman 5 (c/storage 1.62) one file counts, nothing
+//! is merged. `CONTAINERS_STORAGE_CONF` names it; else root has `/etc/containers/storage.conf` or, if that is missing,
 //! `/usr/share/containers/storage.conf`; a user has `$XDG_CONFIG_HOME/containers/storage.conf`, or only
 //! the driver of the system's file. `STORAGE_DRIVER` and `STORAGE_OPTS` are applied as a file is read.
+//! From podman 6 on there are drop-ins as well, and users take over all that the system's files say; see
+//! `dropins`. Where both sets say the same, as nearly everywhere, it does not matter which podman there
+//! is; where they do not, podman is asked for its version.
+//!
 //! Reading files is [`StorageConf::discover`]; what their text means is [`StorageConf::parse`].
 
+mod dropins;
 mod environment;
 mod file;
 
@@ -14,6 +19,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 pub use environment::Environment;
 use file::ConfFile;
@@ -57,6 +63,8 @@ pub enum ConfError {
 pub enum ConfSource {
     /// This file.
     File(PathBuf),
+    /// These files, each on top of those before it.
+    Files(Vec<PathBuf>),
     /// No file; the values that are built in.
     BuiltIn,
     /// A root that was named by the caller.
@@ -67,9 +75,43 @@ impl std::fmt::Display for ConfSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
+            Self::Files(paths) => {
+                let paths: Vec<_> = paths
+                    .iter()
+                    .map(|path| path.display().to_string())
+                    .collect();
+                f.write_str(&paths.join(", "))
+            }
             Self::BuiltIn => f.write_str("the built-in configuration"),
             Self::Root(path) => write!(f, "the storage root {}", path.display()),
         }
+    }
+}
+
+/// By which rules podman finds its configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConfRules {
+    /// One file, as up to podman 5.
+    SingleFile,
+    /// A main file and drop-ins, as from podman 6 on.
+    DropIns,
+}
+
+impl ConfRules {
+    /// The rules of the podman that prints `version` when it is asked for it. Without one, the newest.
+    fn of_version(version: &str) -> Self {
+        let number = version.split_whitespace().last().unwrap_or_default();
+        match number.split('.').next().unwrap_or_default().parse::<u32>() {
+            Ok(major) if major < 6 => Self::SingleFile,
+            _ => Self::DropIns,
+        }
+    }
+
+    /// The rules of the podman that is installed.
+    fn installed() -> Self {
+        let output = Command::new("podman").arg("--version").output();
+        let text = output.map(|it| it.stdout).unwrap_or_default();
+        Self::of_version(&String::from_utf8_lossy(&text))
     }
 }
 
@@ -196,18 +238,45 @@ fn absolute(origin: &ConfSource, key: &'static str, value: &str) -> Result<PathB
 impl StorageConf {
     /// The configuration that podman would use in `environment`.
     pub fn discover(environment: &Environment) -> Result<Self, ConfError> {
-        Self::discover_below(Path::new("/"), environment)
+        let root = Path::new("/");
+        let [single, drop_ins] = [ConfRules::SingleFile, ConfRules::DropIns]
+            .map(|rules| Self::discover_below(root, environment, rules));
+        if let (Ok(single), Ok(drop_ins)) = (&single, &drop_ins)
+            && single.is_same_store(drop_ins)
+        {
+            return Ok(single.clone());
+        }
+        match ConfRules::installed() {
+            ConfRules::SingleFile => single,
+            ConfRules::DropIns => drop_ins,
+        }
     }
 
-    /// As [`StorageConf::discover`], with the system's files below `sysroot`.
-    fn discover_below(sysroot: &Path, environment: &Environment) -> Result<Self, ConfError> {
+    /// Whether two configurations say the same, from wherever they are.
+    fn is_same_store(&self, other: &Self) -> bool {
+        let same_source = Self {
+            source: self.source.clone(),
+            ..other.clone()
+        };
+        *self == same_source
+    }
+
+    /// As [`StorageConf::discover`] by given rules, with the system's files below `sysroot`.
+    fn discover_below(
+        sysroot: &Path,
+        environment: &Environment,
+        rules: ConfRules,
+    ) -> Result<Self, ConfError> {
+        match rules {
+            ConfRules::SingleFile => Self::single_file(sysroot, environment),
+            ConfRules::DropIns => dropins::discover_below(sysroot, environment),
+        }
+    }
+
+    fn single_file(sysroot: &Path, environment: &Environment) -> Result<Self, ConfError> {
         if let Some(path) = environment.get("CONTAINERS_STORAGE_CONF") {
             let path = PathBuf::from(path);
-            let text = read_optional(&path)?.ok_or_else(|| ConfError::Read {
-                path: path.clone(),
-                source: io::ErrorKind::NotFound.into(),
-            })?;
-            return Self::parse(&text, &path, environment);
+            return Self::parse(&read_required(&path)?, &path, environment);
         }
         let system = [
             "etc/containers/storage.conf",
@@ -245,7 +314,8 @@ impl StorageConf {
 
     /// The configurations of the users of this machine, without root's, whose stores exist: those in
     /// `/etc/passwd`, and owners of directories in `/home` and `/var/home`. What a user has written into a
-    /// configuration that cannot be used is ignored, as podman would not run with it.
+    /// configuration that cannot be used is ignored, as podman would not run with it. Where it depends on
+    /// podman's version which store a user has, both are named.
     pub fn of_users() -> Vec<Self> {
         Self::of_users_below(Path::new("/"))
     }
@@ -273,17 +343,19 @@ impl StorageConf {
         let mut confs: Vec<Self> = users
             .into_iter()
             .filter(|(_, uid)| *uid != 0)
-            .map(|(home, uid)| {
+            .flat_map(|(home, uid)| {
                 let environment = Environment {
                     uid,
                     variables: [("HOME".into(), home.into())].into(),
                 };
-                Self::discover_below(sysroot, &environment)
-                    .unwrap_or_else(|_| Self::built_in(&environment))
+                [ConfRules::SingleFile, ConfRules::DropIns].map(|rules| {
+                    Self::discover_below(sysroot, &environment, rules)
+                        .unwrap_or_else(|_| Self::built_in(&environment))
+                })
             })
             .filter(|conf| conf.graphroot.is_dir())
             .collect();
-        confs.dedup_by(|a, b| a.graphroot == b.graphroot);
+        confs.dedup_by(|a, b| a.is_same_store(b));
         confs
     }
 
@@ -310,6 +382,15 @@ impl StorageConf {
             origin: source.clone(),
             source: Box::new(error),
         })?;
+        Self::interpret(file, source, environment)
+    }
+
+    /// What the values of `file` mean in `environment`.
+    fn interpret(
+        file: ConfFile,
+        source: ConfSource,
+        environment: &Environment,
+    ) -> Result<Self, ConfError> {
         let storage = file.storage;
 
         let (default_graphroot, default_runroot) = default_roots(environment);
@@ -436,6 +517,13 @@ fn default_roots(environment: &Environment) -> (PathBuf, PathBuf) {
 fn resolve(path: &Path) -> PathBuf {
     path.canonicalize()
         .unwrap_or_else(|_| path.components().collect())
+}
+
+fn read_required(path: &Path) -> Result<String, ConfError> {
+    read_optional(path)?.ok_or_else(|| ConfError::Read {
+        path: path.to_owned(),
+        source: io::ErrorKind::NotFound.into(),
+    })
 }
 
 fn read_optional(path: &Path) -> Result<Option<String>, ConfError> {

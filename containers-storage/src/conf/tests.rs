@@ -27,6 +27,14 @@ fn system(files: &[(&str, &str)]) -> TempDir {
     dir
 }
 
+fn discover_single(sysroot: &Path, environment: &Environment) -> Result<StorageConf, ConfError> {
+    StorageConf::discover_below(sysroot, environment, ConfRules::SingleFile)
+}
+
+fn discover_drop_ins(sysroot: &Path, environment: &Environment) -> StorageConf {
+    StorageConf::discover_below(sysroot, environment, ConfRules::DropIns).unwrap()
+}
+
 const ETC: &str = "etc/containers/storage.conf";
 const USR: &str = "usr/share/containers/storage.conf";
 
@@ -186,14 +194,14 @@ fn for_root_the_file_in_etc_replaces_the_one_in_usr() {
         (ETC, "[storage]\ngraphroot = \"/etc-graph\""),
         (USR, "[storage]\ndriver = \"vfs\""),
     ]);
-    let conf = StorageConf::discover_below(both.path(), &environment(0, &[])).unwrap();
+    let conf = discover_single(both.path(), &environment(0, &[])).unwrap();
     assert_eq!(conf.source, ConfSource::File(both.path().join(ETC)));
     assert_eq!((conf.driver, conf.graphroot), (None, "/etc-graph".into()));
     fs::remove_file(both.path().join(ETC)).unwrap();
-    let conf = StorageConf::discover_below(both.path(), &environment(0, &[])).unwrap();
+    let conf = discover_single(both.path(), &environment(0, &[])).unwrap();
     assert_eq!(conf.driver.as_deref(), Some("vfs"));
     fs::remove_file(both.path().join(USR)).unwrap();
-    let conf = StorageConf::discover_below(both.path(), &environment(0, &[])).unwrap();
+    let conf = discover_single(both.path(), &environment(0, &[])).unwrap();
     assert_eq!(
         (conf.source, conf.graphroot),
         (ConfSource::BuiltIn, DEFAULT_GRAPHROOT.into())
@@ -210,9 +218,9 @@ fn the_file_that_the_environment_names_must_exist_and_counts_alone() {
         let path = files.path().join(path);
         environment(0, &[("CONTAINERS_STORAGE_CONF", path.to_str().unwrap())])
     };
-    let conf = StorageConf::discover_below(files.path(), &named("mine")).unwrap();
+    let conf = discover_single(files.path(), &named("mine")).unwrap();
     assert_eq!((conf.driver, conf.runroot), (None, "/mine".into()));
-    let error = StorageConf::discover_below(files.path(), &named("missing")).unwrap_err();
+    let error = discover_single(files.path(), &named("missing")).unwrap_err();
     assert!(matches!(error, ConfError::Read { .. }));
 }
 
@@ -238,14 +246,14 @@ fn a_user_without_a_file_takes_over_only_the_driver_and_the_path_for_users() {
             ],
         )
     };
-    let conf = StorageConf::discover_below(files.path(), &user(Path::new("/nobody"))).unwrap();
+    let conf = discover_single(files.path(), &user(Path::new("/nobody"))).unwrap();
     assert_eq!(conf.driver.as_deref(), Some("overlay"));
     assert_eq!(conf.graphroot, Path::new("/users/7"));
     assert_eq!(conf.runroot, Path::new("/run/user/7/containers"));
     assert!(conf.additional_image_stores.is_empty());
     assert_eq!(conf.overlay_options(), &OverlayOptions::default());
     // With a file of their own, nothing of the system's counts.
-    let conf = StorageConf::discover_below(files.path(), &user(&home)).unwrap();
+    let conf = discover_single(files.path(), &user(&home)).unwrap();
     assert_eq!(conf.driver.as_deref(), Some("mine"));
     assert_eq!(conf.graphroot, home.join(".local/share/containers/storage"));
 }
@@ -258,4 +266,164 @@ fn a_root_named_by_the_caller_has_no_options_and_no_additional_stores() {
     );
     assert_eq!(conf.graphroot, Path::new("/srv/x"));
     assert!(conf.additional_image_stores.is_empty() && conf.imagestore.is_none());
+}
+
+#[test]
+fn drop_ins_lie_on_top_of_the_main_file_in_the_order_of_their_names() {
+    let driver = |text: &str| format!("[storage]\ndriver=\"{text}\"\n");
+    let system = system(&[
+        (USR, "[storage]\ndriver=\"usr\"\nrunroot=\"/usr-run\"\n"),
+        (ETC, "[storage]\ndriver=\"etc\"\ngraphroot=\"/etc-graph\"\n"),
+        (
+            "usr/share/containers/storage.conf.d/90-last.conf",
+            &driver("last"),
+        ),
+        (
+            "etc/containers/storage.conf.d/10-first.conf",
+            &driver("first"),
+        ),
+        (
+            "etc/containers/storage.conf.d/95-other.txt",
+            &driver("no conf"),
+        ),
+        (
+            "usr/share/containers/storage.rootful.conf.d/50.conf",
+            "[storage]\nrunroot=\"/replaced\"",
+        ),
+        (
+            "etc/containers/storage.rootful.conf.d/50.conf",
+            "[storage]\nrunroot=\"/rootful\"",
+        ),
+        (
+            "etc/containers/storage.rootless.conf.d/50.conf",
+            "[storage]\nrunroot=\"/rootless\"",
+        ),
+        (
+            "etc/containers/storage.rootless.conf.d/1000/60.conf",
+            "[storage]\ngraphroot=\"/of-1000\"",
+        ),
+    ]);
+    let link = system
+        .path()
+        .join("etc/containers/storage.conf.d/99-link.conf");
+    std::os::unix::fs::symlink(system.path().join(ETC), link).unwrap();
+
+    let none = environment(0, &[("HOME", "/nowhere")]);
+    let root = discover_drop_ins(system.path(), &none);
+    assert_eq!(root.driver.as_deref(), Some("last"));
+    assert_eq!(root.graphroot, Path::new("/etc-graph"));
+    assert_eq!(root.runroot, Path::new("/rootful"));
+    let ConfSource::Files(files) = &root.source else {
+        panic!("{}", root.source);
+    };
+    let names: Vec<_> = files.iter().map(|path| path.file_name().unwrap()).collect();
+    assert_eq!(
+        names,
+        ["storage.conf", "10-first.conf", "50.conf", "90-last.conf"]
+    );
+
+    let user = discover_drop_ins(system.path(), &environment(1000, &[("HOME", "/nowhere")]));
+    assert_eq!(user.graphroot, Path::new("/of-1000"));
+    assert_eq!(user.runroot, Path::new("/rootless"));
+    // podman 5 knows none of that.
+    let single = discover_single(system.path(), &none).unwrap();
+    assert_eq!(single.driver.as_deref(), Some("etc"));
+    assert!(!single.is_same_store(&root));
+}
+
+#[test]
+fn a_list_of_a_drop_in_replaces_or_from_append_on_adds() {
+    let stores = |list: &str| format!("[storage.options]\nadditionalimagestores=[{list}]\n");
+    let system = system(&[
+        (ETC, &stores("\"/main\"")),
+        ("etc/containers/storage.conf.d/1.conf", &stores("\"/one\"")),
+        (
+            "etc/containers/storage.conf.d/2.conf",
+            &stores("\"/two\", {append=true}"),
+        ),
+        (
+            "etc/containers/storage.conf.d/3.conf",
+            &stores("\"/three\""),
+        ),
+    ]);
+    let home = system.path().join("home");
+    let environment = environment(1000, &[("HOME", home.to_str().unwrap())]);
+    let conf = discover_drop_ins(system.path(), &environment);
+    // Users have the system's additional stores, too.
+    let expected = ["/one", "/two", "/three"].map(PathBuf::from);
+    assert_eq!(conf.additional_image_stores, expected);
+
+    fs::create_dir_all(home.join(".config/containers/storage.conf.d")).unwrap();
+    let own = home.join(".config/containers/storage.conf.d/4.conf");
+    fs::write(own, stores("{append=false}, \"/own\"")).unwrap();
+    let conf = discover_drop_ins(system.path(), &environment);
+    assert_eq!(conf.additional_image_stores, [PathBuf::from("/own")]);
+}
+
+#[test]
+fn a_named_file_replaces_drop_ins_and_an_override_lies_on_top_of_all() {
+    let system = system(&[
+        (ETC, "[storage]\ndriver=\"etc\""),
+        (
+            "etc/containers/storage.conf.d/1.conf",
+            "[storage]\nrunroot=\"/drop-in\"",
+        ),
+        ("named.conf", "[storage]\ndriver=\"named\""),
+        ("over.conf", "[storage]\ngraphroot=\"/over\""),
+    ]);
+    let path = |name: &str| system.path().join(name).to_str().unwrap().to_owned();
+    let (named, over) = (path("named.conf"), path("over.conf"));
+    let variables = [
+        ("CONTAINERS_STORAGE_CONF", &*named),
+        ("CONTAINERS_STORAGE_CONF_OVERRIDE", &*over),
+    ];
+    let conf = discover_drop_ins(system.path(), &environment(0, &variables));
+    assert_eq!(conf.driver.as_deref(), Some("named"));
+    assert_eq!(conf.graphroot, Path::new("/over"));
+    assert_eq!(conf.runroot, Path::new(DEFAULT_RUNROOT));
+    let conf = discover_drop_ins(system.path(), &environment(0, &variables[1..]));
+    assert_eq!(conf.driver.as_deref(), Some("etc"));
+    assert_eq!(
+        (&*conf.graphroot, &*conf.runroot),
+        (Path::new("/over"), Path::new("/drop-in"))
+    );
+    let missing = environment(0, &[("CONTAINERS_STORAGE_CONF_OVERRIDE", "/no/such.conf")]);
+    let error = StorageConf::discover_below(system.path(), &missing, ConfRules::DropIns);
+    assert!(matches!(error, Err(ConfError::Read { .. })), "{error:?}");
+}
+
+#[test]
+fn storage_opts_count_without_any_file_only_by_the_newer_rules() {
+    let system = system(&[]);
+    let variables = [
+        ("HOME", "/nowhere"),
+        ("STORAGE_OPTS", "overlay.mountopt=nodev"),
+    ];
+    let environment = environment(0, &variables);
+    let new = discover_drop_ins(system.path(), &environment);
+    assert!(new.overlay_options().has_mount_option("nodev"));
+    let old = discover_single(system.path(), &environment).unwrap();
+    assert!(!old.overlay_options().has_mount_option("nodev"));
+}
+
+#[test]
+fn a_drop_in_that_is_no_toml_is_named() {
+    let name = "etc/containers/storage.conf.d/1.conf";
+    let system = system(&[(ETC, "[storage]\n"), (name, "[storage")]);
+    let none = environment(0, &[("HOME", "/nowhere")]);
+    let error = StorageConf::discover_below(system.path(), &none, ConfRules::DropIns).unwrap_err();
+    assert!(error.to_string().contains("1.conf"), "{error}");
+}
+
+#[test]
+fn the_rules_are_those_of_podmans_major_version() {
+    for (version, rules) in [
+        ("podman version 4.3.1\n", ConfRules::SingleFile),
+        ("podman version 5.8.0", ConfRules::SingleFile),
+        ("podman version 6.0.0-dev", ConfRules::DropIns),
+        ("podman version 10.1", ConfRules::DropIns),
+        ("", ConfRules::DropIns),
+    ] {
+        assert_eq!(ConfRules::of_version(version), rules, "{version}");
+    }
 }
