@@ -1,5 +1,7 @@
 //! The words of the command line: what can be typed, its help and its examples. No logic.
 
+pub(crate) mod registry;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,6 +24,7 @@ const EXAMPLES: &str = "\
 Examples:
   composefs-store init                                 create the repository
   composefs-store import localhost/app:1               reflink an image of podman's into it
+  composefs-store pull registry.example/app:1          have podman pull it, then the same
   composefs-store publish localhost/app:1              show it to podman, read-only
   composefs-store podman-store-path                    the path for additionalimagestores
   composefs-store untag localhost/app:1 && composefs-store gc
@@ -86,6 +89,17 @@ Examples:
   podman save app:1 | composefs-store import docker-archive:/dev/stdin
   composefs-store import --storage-root /srv/containers/storage --publish localhost/app:1")]
     Import(Import),
+    /// Have podman pull an image, then import it: it is in podman's storage and in the repository
+    ///
+    /// `podman run` goes on working from podman's storage; the files' content is on disk once. Without
+    /// podman, straight into the repository: import docker://REF.
+    #[command(after_help = "\
+Examples:
+  composefs-store pull registry.example/app:1
+  composefs-store pull --authfile auth.json --platform linux/arm64 registry.example/app:1
+  composefs-store pull --tls-verify=false 127.0.0.1:5000/app:1
+  composefs-store pull --bootc registry.example/os:44      into bootc's storage and repository")]
+    Pull(registry::Pull),
     /// List the images in the repository
     Images,
     /// Give an image another name
@@ -220,6 +234,11 @@ pub(crate) struct Import {
     /// For images that come compressed. Without it the limit is the space that is free in the repository.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_size: Option<u64>,
+    /// Import what refers to the images, too: signatures, bills of material
+    #[arg(long)]
+    pub(crate) with_referrers: bool,
+    #[command(flatten)]
+    pub(crate) registry: registry::RegistryArgs,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
+use importer::pull::PullError;
+use importer::source::SourceError;
 use importer::{Cancel, ImportError};
 
 use crate::progress::{Channel, Ending};
@@ -71,7 +73,9 @@ impl std::error::Error for Interrupted {}
 /// Whether an interrupt is why a command failed.
 pub(crate) fn is_cause(error: &anyhow::Error) -> bool {
     error.is::<Interrupted>()
-        || error
-            .chain()
-            .any(|cause| matches!(cause.downcast_ref(), Some(ImportError::Cancelled)))
+        || error.chain().any(|cause| {
+            matches!(cause.downcast_ref(), Some(ImportError::Cancelled))
+                || matches!(cause.downcast_ref(), Some(PullError::Cancelled))
+                || matches!(cause.downcast_ref(), Some(SourceError::Cancelled))
+        })
 }

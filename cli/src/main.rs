@@ -42,8 +42,12 @@ fn main() -> ExitCode {
     } else {
         Style::Text
     };
+    let sysroot = match &cli.command {
+        Command::Pull(pull) if pull.bootc => Some(pull.sysroot.as_path()),
+        _ => None,
+    };
     let context = Context {
-        repo: repo::choose(cli.global.repo),
+        repo: repo::choose(cli.global.repo, sysroot),
         style,
         channel,
     };
@@ -78,6 +82,7 @@ fn run(context: &Context, command: Command) -> anyhow::Result<Outcome> {
     match command {
         Command::Init(args) => commands::init::init(context, &args),
         Command::Import(args) => commands::import::import(context, &args),
+        Command::Pull(args) => commands::pull::pull(context, &args),
         Command::Images => commands::images::images(context),
         Command::Tag(args) => commands::images::tag(context, &args),
         Command::Untag(args) => commands::images::untag(context, &args),

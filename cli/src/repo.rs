@@ -9,10 +9,11 @@ use repository::Repository;
 const BOOTC: &str = "/sysroot/composefs";
 const DEFAULT: &str = "/var/lib/composefs-store";
 
-/// `--repo` (or its variable) if given; else a user's own place; else, for root, bootc's repository
-/// where it exists, else the system's place.
-pub(crate) fn choose(given: Option<PathBuf>) -> PathBuf {
-    given.unwrap_or_else(|| {
+/// `--repo` (or its variable) if given; else that of the system root that the command is about; else a
+/// user's own place; else, for root, bootc's repository where it exists, else the system's place.
+pub(crate) fn choose(given: Option<PathBuf>, sysroot: Option<&Path>) -> PathBuf {
+    let known = given.or_else(|| Some(sysroot?.join("composefs")));
+    known.unwrap_or_else(|| {
         let environment = Environment::current();
         let bootc = Path::new(BOOTC);
         if !environment.is_root() {

@@ -41,6 +41,11 @@ struct Manifest {
 }
 
 #[derive(Deserialize)]
+struct Index {
+    manifests: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
 struct Descriptor {
     digest: String,
 }
@@ -110,6 +115,31 @@ impl Image {
             what: "manifest",
             source,
         })
+    }
+
+    /// The indexes in the record that name the manifest, with their digests checked.
+    ///
+    /// An image can be pulled by several, and the record can have other manifests with the same config.
+    pub fn indexes(&self) -> Result<Vec<Vec<u8>>, Error> {
+        let manifest = self.digest()?;
+        let named = |index: &Index| {
+            let mut digests = index.manifests.iter().map(|entry| &entry.digest);
+            digests.any(|digest| *digest == manifest.to_string())
+        };
+        let mut indexes = Vec::new();
+        for digest in self.record.manifest_digests() {
+            let Some(bytes) = self.big_data(&format!("manifest-{digest}"))? else {
+                continue;
+            };
+            if serde_json::from_slice(&bytes).is_ok_and(|index| named(&index)) {
+                let actual = ManifestDigest::of(&bytes).into();
+                self.check("index", digest.clone(), actual)?;
+                if !indexes.contains(&bytes) {
+                    indexes.push(bytes);
+                }
+            }
+        }
+        Ok(indexes)
     }
 
     /// The manifest's bytes, with the digest checked.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use composefs_image::{VerityDigest, VerityHasher};
 use repository::list::{ImageLink, StreamLink};
-use repository::oci::{ConfigDigest, DiffId, NamesStream};
+use repository::oci::{BlobDigest, ConfigDigest, DiffId, NamesStream};
 use repository::splitstream::{self, Reader};
 use repository::sys::Measured;
 use repository::{Repository, StreamName};
@@ -359,8 +359,11 @@ enum Damaged {
 
 /// The stream that a named reference of a manifest or config stands for.
 fn stream_of(reference: &str) -> Option<StreamName> {
-    match reference.strip_prefix("config:") {
-        Some(digest) => digest.parse().ok().map(|id: ConfigDigest| id.stream_name()),
-        None => reference.parse().ok().map(|id: DiffId| id.stream_name()),
+    if let Some(digest) = reference.strip_prefix("config:") {
+        digest.parse().ok().map(|id: ConfigDigest| id.stream_name())
+    } else if let Some(digest) = reference.strip_prefix("index:") {
+        digest.parse().ok().map(|id: BlobDigest| id.stream_name())
+    } else {
+        reference.parse().ok().map(|id: DiffId| id.stream_name())
     }
 }

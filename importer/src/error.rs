@@ -72,6 +72,14 @@ pub enum ImportError {
         /// How much of it the import needs at least.
         needed: u64,
     },
+    /// An artifact could not be recorded.
+    #[error("artifact {artifact} cannot be recorded")]
+    Artifact {
+        /// What it is called.
+        artifact: String,
+        /// What went wrong.
+        source: OciError,
+    },
     /// [`crate::Cancel`] was set.
     #[error("the import was stopped; nothing of the image is in the repository")]
     Cancelled,
@@ -109,6 +117,18 @@ impl Shortage {
 
 fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
+}
+
+impl ImportError {
+    /// Whether nothing is wrong but that the source was not read to its end.
+    pub(crate) fn is_of_source(&self) -> bool {
+        match self {
+            Self::Layer { source, .. } => {
+                matches!(source, LayerError::Read(_) | LayerError::Source(_))
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Why a layer could not be imported.

@@ -10,8 +10,8 @@ use composefs_image::VerityDigest;
 use containers_storage::ImageId;
 use repository::layers::{Rules, XattrFilter, merged_tree};
 use repository::oci::{
-    self, Config, DiffId, DocumentError, ErofsKey, ErofsRefs, Manifest, NamesStream, NewImage,
-    OciError, check_pair,
+    self, Config, DiffId, DocumentError, ErofsKey, ErofsRefs, Index, Manifest, NamesStream,
+    NewImage, OciError, check_pair,
 };
 use repository::{Batch, CopyPolicy, Repository, Tag};
 
@@ -25,7 +25,7 @@ use crate::progress::{Event, Progress, Stage};
 use crate::report::{
     Counts, ImportReport, LayerOutcome, LayerReport, Outcome, Tally, Times, Warning,
 };
-use crate::source::{SourceImage, SourceLayer};
+use crate::source::{LayerContent, Origin, SourceImage, SourceLayer};
 use crate::work::{Budget, Context, Job, Stop};
 
 /// What is committed together, in bytes of uncompressed layers: what an interrupted import has to read
@@ -156,6 +156,7 @@ struct Documents {
     id: ImageId,
     manifest: Manifest,
     config: Config,
+    indexes: Vec<Index>,
 }
 
 impl Documents {
@@ -180,6 +181,12 @@ impl Documents {
                 .unwrap_or_else(|| ImageId::of_config(&config.digest())),
             manifest,
             config,
+            indexes: image
+                .indexes
+                .iter()
+                .map(|index| Index::parse(index.clone()))
+                .collect::<Result<_, _>>()
+                .map_err(unusable)?,
         })
     }
 }
@@ -255,7 +262,13 @@ impl<'a> Import<'a> {
         for (number, group) in groups.iter().enumerate() {
             self.stage(Stage::Layers);
             let started = Instant::now();
-            self.read_group(&batch, group)?;
+            if let Err(error) = self.read_group(&batch, group) {
+                // The layers that are complete need not be fetched again.
+                if self.are_remote(group) && error.is_of_source() {
+                    batch.commit()?;
+                }
+                return Err(error);
+            }
             self.times.layers += started.elapsed();
             let is_last = number + 1 == groups.len();
             if !is_last || batch.staged_objects() > STAGED_MAX {
@@ -269,8 +282,16 @@ impl<'a> Import<'a> {
         Ok(batch)
     }
 
-    /// Cuts the list of layers where the next one would make a group larger than [`GROUP_BYTES`].
+    /// Cuts the list of layers where the next one would make a group larger than [`GROUP_BYTES`]. Of
+    /// layers that come over a network only as many are in a group as are read at once, the largest
+    /// first, so that an interruption costs no more than those.
     fn groups(&self, missing: &[usize]) -> Vec<Vec<usize>> {
+        if self.are_remote(missing) {
+            let mut order = missing.to_vec();
+            order.sort_by_key(|index| std::cmp::Reverse(self.layers[*index].estimate()));
+            let at_once = self.options.threads().min(READERS_MAX);
+            return order.chunks(at_once).map(<[usize]>::to_vec).collect();
+        }
         let mut groups: Vec<Vec<usize>> = Vec::new();
         let mut bytes = 0u64;
         for index in missing {
@@ -285,6 +306,11 @@ impl<'a> Import<'a> {
             }
         }
         groups
+    }
+
+    fn are_remote(&self, layers: &[usize]) -> bool {
+        let mut layers = layers.iter().map(|index| &self.layers[*index].content);
+        layers.any(|content| matches!(content, LayerContent::Blob { blob, .. } if blob.origin() == Origin::Network))
     }
 
     /// Reads layers side by side; stops them all at the first error.
@@ -404,6 +430,7 @@ impl<'a> Import<'a> {
             config: &documents.config,
             layers: &layers,
             erofs: rootfs,
+            indexes: &documents.indexes,
         };
         oci::store_image(&batch, &new).map_err(|source| self.record_error(source))?;
         self.set_tags(&batch, documents)?;
@@ -412,14 +439,16 @@ impl<'a> Import<'a> {
         Ok(())
     }
 
-    /// Gives an image that is there its tags.
+    /// Gives an image that is there its tags and indexes.
     fn tag(&mut self, documents: &Documents) -> Result<(), ImportError> {
-        if self.options.tags.is_empty() {
+        if self.options.tags.is_empty() && documents.indexes.is_empty() {
             return Ok(());
         }
         self.stage(Stage::Publish);
         let started = Instant::now();
         let batch = self.repository.batch_until(self.options.cancel.flag())?;
+        oci::add_indexes(&batch, documents.manifest.digest(), &documents.indexes)
+            .map_err(|source| self.record_error(source))?;
         self.set_tags(&batch, documents)?;
         batch.commit()?;
         self.times.publish = started.elapsed();
@@ -462,8 +491,13 @@ impl<'a> Import<'a> {
         for layer in &layers {
             total += layer.counts;
         }
-        if total.copied != Tally::default() {
-            self.warnings.push(Warning::Copied(total.copied));
+        // What comes as a blob has to be written in any case.
+        let mut copied = Tally::default();
+        for layer in layers.iter().filter(|layer| layer.blob.is_none()) {
+            copied += layer.counts.copied;
+        }
+        if copied != Tally::default() {
+            self.warnings.push(Warning::Copied(copied));
         }
         ImportReport {
             source: source.to_owned(),
@@ -506,6 +540,10 @@ fn read_layer(
     let imported = result.map_err(|source_error| match source_error {
         LayerError::Stopped
         | LayerError::Storage(containers_storage::Error::Interrupted { .. }) => {
+            ImportError::Cancelled
+        }
+        // What is read over a network ends so when it is stopped.
+        LayerError::Read(_) | LayerError::Source(_) if context.stop.is_set() => {
             ImportError::Cancelled
         }
         error => ImportError::Layer {

@@ -38,7 +38,9 @@
 //! If it removes the layer meanwhile, the import fails and says so, and nothing is published.
 #![forbid(unsafe_code)]
 
+mod artifact;
 mod cancel;
+mod child;
 mod compression;
 mod error;
 mod image;
@@ -47,10 +49,13 @@ mod pool;
 mod preflight;
 mod present;
 mod progress;
+pub mod pull;
+pub mod registry;
 mod report;
 pub mod source;
 mod work;
 
+pub use artifact::{ArtifactReport, Keep, import_artifact};
 pub use cancel::Cancel;
 pub use error::{FileError, ImportError, LayerError, MemberProblem, Shortage};
 pub use image::{ImportOptions, free_space, import_image};

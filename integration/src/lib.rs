@@ -12,6 +12,8 @@
 
 pub mod bootable;
 pub mod command;
+pub mod docker_registry;
+pub mod faulty_proxy;
 pub mod filesystem;
 pub mod fixture;
 pub mod locks;
@@ -26,6 +28,8 @@ pub mod tree;
 pub mod user;
 
 pub use command::{Finished, finish, ok};
+pub use docker_registry::{Access, DockerRegistry};
+pub use faulty_proxy::{Fault, FaultyProxy};
 pub use filesystem::{Filesystem, Kind};
 pub use fixture::Fixture;
 pub use machine::{Machine, Release};

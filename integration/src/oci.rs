@@ -88,7 +88,38 @@ pub fn write_layout(dir: &Path, layers: &[Layer], config: &Value) -> Result<()> 
 }
 
 fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+    format!("sha256:{}", sha256(bytes))
+}
+
+/// Makes the one image of a layout one for another architecture, of which nothing but its name is known.
+pub fn rename_architecture(dir: &Path, architecture: &str) -> Result<()> {
+    let index_file = dir.join("index.json");
+    let mut index: Value = serde_json::from_slice(&std::fs::read(&index_file)?)?;
+    let blob = |descriptor: &Value| -> Result<Value> {
+        let digest = descriptor["digest"].as_str().unwrap_or_default();
+        let file = dir.join("blobs").join(digest.replace(':', "/"));
+        Ok(serde_json::from_slice(&std::fs::read(file)?)?)
+    };
+    let replace = |descriptor: &mut Value, document: &Value| -> Result<()> {
+        let bytes = serde_json::to_vec(document)?;
+        let new = blob_descriptor(dir, &bytes, "")?;
+        for key in ["digest", "size"] {
+            descriptor[key] = new[key].clone();
+        }
+        Ok(())
+    };
+    let mut manifest = blob(&index["manifests"][0])?;
+    let mut config = blob(&manifest["config"])?;
+    config["architecture"] = json!(architecture);
+    replace(&mut manifest["config"], &config)?;
+    replace(&mut index["manifests"][0], &manifest)?;
+    std::fs::write(index_file, serde_json::to_vec(&index)?)?;
+    Ok(())
+}
+
+/// The SHA-256 of `bytes` in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
 }
 
 fn blob_descriptor(dir: &Path, blob: &[u8], media_type: &str) -> Result<Value> {

@@ -146,6 +146,7 @@ pub(crate) fn enter(batch: &Batch<'_>, image: &Image, made: &ErofsRefs) -> Resul
         config: image.config(),
         layers: &layers,
         erofs: &erofs,
+        indexes: &[],
     };
     oci::store_image(batch, &new)?;
     Ok(())

@@ -20,6 +20,9 @@ pub(crate) const REFS: &str = "refs";
 /// The directory of tags below `streams/refs/`.
 pub const TAG_REFS: &str = "oci";
 
+/// The directory below `streams/refs/` of artifacts that refer to images.
+const REFERRER_REFS: &str = "oci-referrers";
+
 /// A name that isn't allowed where it was used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {name:?} is not valid: {reason}")]
@@ -118,6 +121,18 @@ impl RefPath {
     /// The ref of a tag, below `streams/refs/`.
     pub fn of_tag(tag: &Tag) -> Self {
         Self(Path::new(TAG_REFS).join(encode_component(tag.as_str())))
+    }
+
+    /// The ref of an artifact that refers to an image, below `streams/refs/`.
+    pub(crate) fn of_referrer(
+        subject: impl std::fmt::Display,
+        artifact: impl std::fmt::Display,
+    ) -> Self {
+        Self(
+            Path::new(REFERRER_REFS)
+                .join(encode_component(&subject.to_string()))
+                .join(encode_component(&artifact.to_string())),
+        )
     }
 
     /// The tag that this ref below `streams/refs/` is; `None` if it is another kind of ref.

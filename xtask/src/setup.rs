@@ -26,7 +26,16 @@ const FOR_DEMO: &[&str] = &[
 ];
 
 /// Further packages of the tests.
-const FOR_TESTS: &[&str] = &["btrfs-progs", "busybox-static", "e2fsprogs", "erofs-utils"];
+const FOR_TESTS: &[&str] = &[
+    "apache2-utils",
+    "btrfs-progs",
+    "busybox-static",
+    "curl",
+    "docker-registry",
+    "e2fsprogs",
+    "erofs-utils",
+    "openssl",
+];
 
 /// Newer Debians: release, and the packages in it.
 const ROOTS: &[(&str, &[&str])] = &[

@@ -7,12 +7,13 @@ use anyhow::{Context as _, bail};
 use containers_storage::{Interrupt as LockInterrupt, OpenOptions, Storage, rootless};
 use importer::source::{Reference, SourceError, SourceOptions};
 use importer::{
-    Counts, ImportOptions, ImportReport, LayerOutcome, Tally, Times, free_space, import_image,
+    ArtifactReport, Counts, ImportOptions, ImportReport, LayerOutcome, Tally, Times, free_space,
+    import_image,
 };
 use repository::{CopyPolicy, Repository, Tag, oci};
 use serde::Serialize;
 
-use super::{Context, publish};
+use super::{Context, artifacts, publish};
 use crate::args::Import;
 use crate::interrupt::Interrupt;
 use crate::output::{Style, count, size};
@@ -22,6 +23,8 @@ use crate::{Outcome, repo};
 #[derive(Serialize)]
 struct Report {
     imported: Vec<ImportReport>,
+    /// What is no image, and what refers to one.
+    artifacts: Vec<ArtifactReport>,
     published: Vec<store_driver::PublishReport>,
 }
 
@@ -42,12 +45,23 @@ pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome
     let repository = repo::open(&context.repo)?;
     let mut report = Report {
         imported: Vec::new(),
+        artifacts: Vec::new(),
         published: Vec::new(),
     };
     for (index, name) in args.images.iter().enumerate() {
         context.channel.image(name, index, args.images.len());
         let imported = import_one(&repository, name, args, &interrupt, &context.channel)
             .with_context(|| format!("cannot import {name}"))?;
+        let Imported { image, artifacts } = imported;
+        let print_artifacts = || match context.style {
+            Style::Text => artifacts.iter().try_for_each(artifacts::print),
+            Style::Json => Ok(()),
+        };
+        let Some(imported) = image else {
+            print_artifacts()?;
+            report.artifacts.extend(artifacts);
+            continue;
+        };
         context.channel.imported(&imported);
         if context.style == Style::Text {
             print(&imported)?;
@@ -55,6 +69,8 @@ pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome
         for warning in &imported.warnings {
             context.channel.tell(Level::Warning, &warning.to_string());
         }
+        print_artifacts()?;
+        report.artifacts.extend(artifacts);
         if args.publish {
             let too_late = || format!("{name} is imported, but not published");
             interrupt.check().with_context(too_late)?;
@@ -76,13 +92,20 @@ pub(crate) fn import(context: &Context, args: &Import) -> anyhow::Result<Outcome
     Ok(Outcome::Done)
 }
 
+/// What became of one name.
+struct Imported {
+    /// `None` if it is no image.
+    image: Option<ImportReport>,
+    artifacts: Vec<ArtifactReport>,
+}
+
 fn import_one(
     repository: &Repository,
     name: &str,
     args: &Import,
     interrupt: &Interrupt,
     channel: &Channel,
-) -> anyhow::Result<ImportReport> {
+) -> anyhow::Result<Imported> {
     let max_size = match args.max_size {
         Some(size) => size,
         None => free_space(repository)?,
@@ -101,8 +124,20 @@ fn import_one(
     let from = SourceOptions {
         platform: args.platform.clone(),
         max_size: Some(max_size),
+        registry: args.registry.options(),
+        cancel: interrupt.cancel.clone(),
     };
-    let image = Reference::parse(name)?.open(storage, &from)?;
+    let reference = Reference::parse(name)?;
+    let image = match interrupt.at_work(|| reference.open(storage, &from)) {
+        Err(error) if error.is_artifact() => {
+            let artifact = artifacts::import(repository, &reference, &args.tag, &from, interrupt)?;
+            return Ok(Imported {
+                image: None,
+                artifacts: vec![artifact],
+            });
+        }
+        image => image?,
+    };
     let names = if args.tag.is_empty() {
         &image.names
     } else {
@@ -123,10 +158,20 @@ fn import_one(
         max_size: Some(max_size),
     };
     let progress = channel.import();
-    Ok(interrupt.at_work(|| import_image(repository, &image, &options, progress.as_ref()))?)
+    let report =
+        interrupt.at_work(|| import_image(repository, &image, &options, progress.as_ref()))?;
+    let artifacts = if args.with_referrers {
+        artifacts::referrers(repository, &reference, &image, &from, interrupt)?
+    } else {
+        Vec::new()
+    };
+    Ok(Imported {
+        image: Some(report),
+        artifacts,
+    })
 }
 
-fn print(report: &ImportReport) -> io::Result<()> {
+pub(super) fn print(report: &ImportReport) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let what = match report.outcome {
         importer::Outcome::Imported => "imported",

@@ -1,5 +1,6 @@
 //! One module for each group of commands.
 
+pub(crate) mod artifacts;
 pub(crate) mod boot;
 pub(crate) mod fsck;
 pub(crate) mod gc;
@@ -9,6 +10,7 @@ pub(crate) mod init;
 pub(crate) mod keep;
 pub(crate) mod mount;
 pub(crate) mod publish;
+pub(crate) mod pull;
 pub(crate) mod upgrade_format;
 
 use std::path::PathBuf;

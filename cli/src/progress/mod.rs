@@ -10,6 +10,7 @@ mod lines;
 use std::io::IsTerminal as _;
 use std::sync::{Arc, Mutex};
 
+use importer::pull::PodmanOutput;
 use serde::Serialize;
 
 use crate::args::ProgressArg;
@@ -81,6 +82,14 @@ impl Channel {
     /// Whether standard error is for a program.
     pub(crate) fn is_json(&self) -> bool {
         self.how == How::Json
+    }
+
+    /// What podman is to show when it works for us.
+    pub(crate) fn podman(&self) -> PodmanOutput {
+        match self.how {
+            How::Bars | How::Lines => PodmanOutput::Progress,
+            How::Silent | How::Json => PodmanOutput::Quiet,
+        }
     }
 
     /// The first event of all.

@@ -97,6 +97,7 @@ pub(crate) fn store_os(
         config: &config,
         layers: &stored,
         erofs: &erofs,
+        indexes: &[],
     };
     oci::store_image(&batch, &image).unwrap();
     if let Some(tag) = tag {

@@ -120,7 +120,7 @@ pub(super) enum Naming {
 }
 
 impl Naming {
-    fn blob(self, hex: &str) -> String {
+    pub(super) fn blob(self, hex: &str) -> String {
         match self {
             Self::Oci => format!("blobs/sha256/{hex}"),
             Self::Dir => hex.into(),
@@ -191,7 +191,7 @@ impl Content<'_> {
             .files
             .document(&self.naming.blob(&manifest.config().to_hex()))?;
         let config = Config::parse(config).map_err(unusable)?;
-        self.check_platform(name, &config)?;
+        check_platform(self.options, name, &config)?;
         let image = SourceImage::of_blobs(name.to_owned(), &manifest, &config, |layer| {
             self.layer(layer)
         })?;
@@ -238,27 +238,31 @@ impl Content<'_> {
                     .collect(),
             })
     }
+}
 
-    /// A platform that was asked for must be that of the image, whether an index led there or not.
-    fn check_platform(&self, name: &str, config: &Config) -> Result<(), SourceError> {
-        let Some(wanted) = &self.options.platform else {
-            return Ok(());
-        };
-        let spec = config.spec();
-        let found = Platform {
-            os: spec.os().to_string(),
-            architecture: spec.architecture().to_string(),
-            variant: spec.variant().clone().unwrap_or_default(),
-        };
-        if wanted.rank(&found).is_some() {
-            return Ok(());
-        }
-        Err(SourceError::NoPlatform {
-            image: name.into(),
-            wanted: wanted.clone(),
-            available: vec![found],
-        })
+/// A platform that was asked for must be that of the image, whether an index led there or not.
+pub(super) fn check_platform(
+    options: &SourceOptions,
+    name: &str,
+    config: &Config,
+) -> Result<(), SourceError> {
+    let Some(wanted) = &options.platform else {
+        return Ok(());
+    };
+    let spec = config.spec();
+    let found = Platform {
+        os: spec.os().to_string(),
+        architecture: spec.architecture().to_string(),
+        variant: spec.variant().clone().unwrap_or_default(),
+    };
+    if wanted.rank(&found).is_some() {
+        return Ok(());
     }
+    Err(SourceError::NoPlatform {
+        image: name.into(),
+        wanted: wanted.clone(),
+        available: vec![found],
+    })
 }
 
 /// Whether a document of this type is an index.

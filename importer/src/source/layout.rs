@@ -11,6 +11,7 @@ use oci_spec::image::{Descriptor, ImageIndex};
 use repository::oci::ManifestDigest;
 
 use super::archive::{Archive, Duplicates};
+use super::artifact::{SourceArtifact, in_layout};
 use super::files::{Content, Files, Naming};
 use super::{SourceError, SourceImage, SourceOptions};
 
@@ -74,6 +75,29 @@ fn from_files(
     Ok(SourceImage {
         names: full_name(chosen).into_iter().collect(),
         ..found
+    })
+}
+
+/// The artifact of a layout, and no image, in a directory.
+pub(super) fn artifact(
+    files: Files,
+    name: &str,
+    image: &LayoutImage,
+    options: &SourceOptions,
+) -> Result<SourceArtifact<'static>, SourceError> {
+    let content = Content {
+        files,
+        naming: Naming::Oci,
+        options,
+    };
+    let index = content.files.document("index.json")?;
+    let index = ImageIndex::from_reader(&index[..])
+        .map_err(|error| content.files.unusable("index.json")(error.into()))?;
+    let chosen = choose(&content, name, image, index.manifests())?;
+    let artifact = in_layout(&content, name, chosen)?;
+    Ok(SourceArtifact {
+        names: full_name(chosen).into_iter().collect(),
+        ..artifact
     })
 }
 
@@ -141,7 +165,7 @@ fn full_name(descriptor: &Descriptor) -> Option<String> {
     full.or(name).cloned()
 }
 
-fn suffix(image: &LayoutImage) -> String {
+pub(super) fn suffix(image: &LayoutImage) -> String {
     match image {
         LayoutImage::Only => String::new(),
         LayoutImage::Name(name) => format!(":{name}"),

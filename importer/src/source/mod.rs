@@ -17,6 +17,7 @@
 //! wrong later is an [`io::Error`](std::io::Error) of the reader.
 
 mod archive;
+mod artifact;
 mod directory;
 mod docker_archive;
 mod files;
@@ -24,6 +25,7 @@ mod layout;
 mod platform;
 mod reference;
 mod section;
+mod skopeo;
 mod storage;
 
 use std::fmt;
@@ -35,12 +37,16 @@ use repository::layers::TarError;
 use repository::oci::{Config, DiffId, DocumentError, LayerDescriptor, Manifest, check_pair};
 use thiserror::Error;
 
+use crate::cancel::Cancel;
 use crate::progress::LayerPlan;
+use crate::registry::{Problem, RegistryOptions, and_remedy};
+pub use artifact::SourceArtifact;
 pub use directory::from_directory;
 pub use docker_archive::{ArchiveImage, from_docker_archive};
 pub use layout::{LayoutImage, from_oci_archive, from_oci_layout};
 pub use platform::{InvalidPlatform, Platform};
 pub use reference::{InvalidReference, Reference};
+pub use skopeo::{artifact_from_skopeo, from_skopeo, referrers_from_skopeo};
 pub use storage::from_storage;
 
 /// What is asked of a source beside the image's name. Made as
@@ -52,6 +58,10 @@ pub struct SourceOptions {
     pub platform: Option<Platform>,
     /// Most bytes that uncompressing an archive, or a layer of one, may make.
     pub max_size: Option<u64>,
+    /// How to talk to a registry.
+    pub registry: RegistryOptions,
+    /// Stops what takes long when set.
+    pub cancel: Cancel,
 }
 
 /// An image as a source has it, with nothing verified yet.
@@ -63,7 +73,7 @@ pub struct SourceImage<'s> {
     pub id: Option<ImageId>,
     /// The full names that it has there.
     pub names: Vec<String>,
-    /// The indexes by which the manifest was chosen, outermost first.
+    /// The indexes by which the manifest was chosen; each names it, or another one of them.
     pub indexes: Vec<Vec<u8>>,
     /// The manifest's bytes.
     pub manifest: Vec<u8>,
@@ -140,6 +150,20 @@ pub enum LayerContent<'s> {
 pub trait Blob: Send + Sync {
     /// Begins to read the blob at its start.
     fn open(&self) -> Result<Box<dyn Read + '_>, SourceError>;
+
+    /// Where its bytes come from.
+    fn origin(&self) -> Origin {
+        Origin::Local
+    }
+}
+
+/// How dear it is to read a blob again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// From this machine.
+    Local,
+    /// From somewhere else: what is complete is kept at once.
+    Network,
 }
 
 impl fmt::Debug for dyn Blob + '_ {
@@ -281,6 +305,42 @@ pub enum SourceError {
         /// How each of them can be asked for.
         available: Vec<String>,
     },
+    /// skopeo, or the registry that it talks to, said no.
+    #[error("{message}{}", and_remedy(*problem, image))]
+    Skopeo {
+        /// The image, with its transport.
+        image: String,
+        /// What was said.
+        message: String,
+        /// What that means.
+        problem: Problem,
+    },
+    /// There is no skopeo.
+    #[error("skopeo is not installed; `composefs-store pull` needs podman only")]
+    NoSkopeo,
+    /// This skopeo would take an image that the signature policy rejects.
+    #[error(
+        "this skopeo does not apply the signature policy (its protocol is {protocol}; 0.2.6, of \
+         skopeo 1.14, does), and the policy does not accept everything; `composefs-store pull` applies it"
+    )]
+    NoPolicyApplied {
+        /// The image, with its transport.
+        image: String,
+        /// The version of the proxy's protocol.
+        protocol: String,
+    },
+    /// There are no artifacts at such a place.
+    #[error("{image}: OCI artifacts are in registries and OCI layouts only")]
+    NoArtifacts {
+        /// What was asked for.
+        image: String,
+    },
+    /// Threads cannot be started.
+    #[error("cannot start a thread for skopeo")]
+    Runtime(#[source] io::Error),
+    /// [`Cancel`] was set.
+    #[error("cancelled")]
+    Cancelled,
     /// There is no image for the platform.
     #[error(
         "{image}: there is no image for {wanted}; there are: {}",
@@ -294,6 +354,22 @@ pub enum SourceError {
         /// Those that there are images for.
         available: Vec<Platform>,
     },
+}
+
+impl SourceError {
+    /// Whether what was found is no image but another OCI artifact.
+    pub fn is_artifact(&self) -> bool {
+        matches!(
+            self,
+            Self::Image {
+                source: DocumentError::ConfigType(_),
+                ..
+            } | Self::Document {
+                source: DocumentError::ConfigType(_),
+                ..
+            }
+        )
+    }
 }
 
 /// Enough of the values for a message.

@@ -1,12 +1,18 @@
 //! What a user calls an image: a transport and what it takes, in the words of podman and skopeo.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use containers_storage::Storage;
+use repository::oci::ManifestDigest;
 use thiserror::Error;
 
+use super::archive::{Archive, Duplicates};
+use super::artifact::{SourceArtifact, referrers_in_layout};
 use super::docker_archive::{self, ArchiveImage};
+use super::files::Files;
 use super::layout::{self, LayoutImage};
+use super::skopeo::{self, artifact_from_skopeo, from_skopeo, referrers_from_skopeo};
 use super::{
     SourceError, SourceImage, SourceOptions, from_directory, from_docker_archive, from_oci_archive,
     from_oci_layout, from_storage,
@@ -25,6 +31,8 @@ pub enum Reference {
     DockerArchive(PathBuf, ArchiveImage),
     /// `dir:DIR`
     Directory(PathBuf),
+    /// `docker://NAME`, and the other transports that are skopeo's, as they are.
+    Skopeo(String),
 }
 
 /// Text that is no reference.
@@ -59,6 +67,10 @@ impl Reference {
                 .ok_or_else(|| invalid("docker-archive:FILE[:NAME|:@POSITION]")),
             "dir" if rest.is_empty() => Err(invalid("dir:DIR")),
             "dir" => Ok(Self::Directory(rest.into())),
+            "docker" if rest.trim_start_matches('/').is_empty() || !rest.starts_with("//") => {
+                Err(invalid("docker://NAME[:TAG|@DIGEST]"))
+            }
+            _ if skopeo::TRANSPORTS.contains(&transport) => Ok(Self::Skopeo(text.into())),
             _ => Ok(Self::Storage(text.into())),
         }
     }
@@ -78,7 +90,70 @@ impl Reference {
             Self::OciArchive(path, image) => from_oci_archive(path, image, options)?,
             Self::DockerArchive(path, image) => from_docker_archive(path, image, options)?,
             Self::Directory(path) => from_directory(path, options)?,
+            Self::Skopeo(reference) => from_skopeo(reference, options)?,
         })
+    }
+}
+
+impl Reference {
+    /// Finds what is no image there ([`SourceError::is_artifact`]).
+    pub fn open_artifact(
+        &self,
+        options: &SourceOptions,
+    ) -> Result<SourceArtifact<'static>, SourceError> {
+        let name = self.to_string();
+        match self {
+            Self::OciLayout(path, image) => {
+                layout::artifact(Files::directory(path)?, &name, image, options)
+            }
+            Self::OciArchive(path, image) => {
+                let archive = Archive::open(path, Duplicates::Last, options)?;
+                layout::artifact(Files::Archive(archive), &name, image, options)
+            }
+            Self::Skopeo(reference) => artifact_from_skopeo(reference, options),
+            _ => Err(SourceError::NoArtifacts { image: name }),
+        }
+    }
+
+    /// The artifacts there that refer to the image with the manifest `subject`.
+    pub fn referrers(
+        &self,
+        subject: &ManifestDigest,
+        options: &SourceOptions,
+    ) -> Result<Vec<SourceArtifact<'static>>, SourceError> {
+        let name = self.to_string();
+        match self {
+            Self::OciLayout(path, _) => {
+                let name = format!("oci:{}", path.display());
+                referrers_in_layout(Files::directory(path)?, &name, subject, options)
+            }
+            Self::OciArchive(path, _) => {
+                let name = format!("oci-archive:{}", path.display());
+                let archive = Archive::open(path, Duplicates::Last, options)?;
+                referrers_in_layout(Files::Archive(archive), &name, subject, options)
+            }
+            Self::Skopeo(reference) if reference.starts_with("docker://") => {
+                referrers_from_skopeo(reference, subject, options)
+            }
+            _ => Err(SourceError::NoArtifacts { image: name }),
+        }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Storage(name) => write!(f, "containers-storage:{name}"),
+            Self::OciLayout(path, image) => {
+                write!(f, "oci:{}{}", path.display(), layout::suffix(image))
+            }
+            Self::OciArchive(path, image) => {
+                write!(f, "oci-archive:{}{}", path.display(), layout::suffix(image))
+            }
+            Self::DockerArchive(path, _) => write!(f, "docker-archive:{}", path.display()),
+            Self::Directory(path) => write!(f, "dir:{}", path.display()),
+            Self::Skopeo(reference) => f.write_str(reference),
+        }
     }
 }
 

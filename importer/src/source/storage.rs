@@ -19,7 +19,7 @@ pub fn from_storage(image: &Image) -> Result<SourceImage<'static>, SourceError> 
         name: format!("containers-storage:{name}"),
         id: Some(image.id().clone()),
         names: image.names().to_vec(),
-        indexes: Vec::new(),
+        indexes: image.indexes()?,
         manifest: image.manifest()?,
         config: image.config()?,
         layers: layers.collect(),

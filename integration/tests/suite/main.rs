@@ -17,6 +17,7 @@ mod locking;
 mod mounting;
 mod peers;
 mod publishing;
+mod registry;
 mod rootless;
 mod scene;
 mod tools;

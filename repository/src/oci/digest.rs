@@ -31,6 +31,7 @@ macro_rules! names_stream {
 names_stream!(ManifestDigest, "oci-manifest-");
 names_stream!(ConfigDigest, "oci-config-");
 names_stream!(DiffId, "oci-layer-");
+names_stream!(BlobDigest, "oci-blob-");
 
 #[cfg(test)]
 mod tests {

@@ -192,7 +192,7 @@ impl Config {
     }
 }
 
-fn check_size(bytes: &[u8]) -> Result<(), DocumentError> {
+pub(super) fn check_size(bytes: &[u8]) -> Result<(), DocumentError> {
     if bytes.len() as u64 > DOCUMENT_LIMIT {
         return Err(DocumentError::TooLarge);
     }

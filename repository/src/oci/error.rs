@@ -1,6 +1,6 @@
 //! What can be wrong with an image in a repository, or with the search for one.
 
-use super::{ConfigDigest, DiffId, DocumentError, ManifestDigest};
+use super::{BlobDigest, ConfigDigest, DiffId, DocumentError, ManifestDigest};
 use crate::{StreamName, VerityDigest};
 
 /// A result with this module's [`OciError`].
@@ -63,6 +63,14 @@ pub enum OciError {
         expected: Option<DiffId>,
         /// What was given.
         given: DiffId,
+    },
+    /// An index that an image was said to be chosen from does not name it.
+    #[error("the index {index} does not lead to {image}")]
+    NotInIndex {
+        /// The index.
+        index: BlobDigest,
+        /// The image's manifest.
+        image: String,
     },
     /// A stream or image that is to be referred to is in neither batch nor repository.
     #[error("object {0} cannot be referred to: it is not stored")]

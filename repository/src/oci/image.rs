@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use composefs_image::{Format, VerityDigest};
 
 use super::{
-    Config, ConfigDigest, DiffId, DocumentError, ErofsKey, ErofsRefs, Manifest, ManifestDigest,
-    NamesStream, OciError, error::Result, store::erofs_refs, stream,
+    BlobDigest, Config, ConfigDigest, DiffId, DocumentError, ErofsKey, ErofsRefs, Manifest,
+    ManifestDigest, NamesStream, OciError, error::Result, store::erofs_refs, stream,
 };
 use crate::layers::XattrFilter;
 use crate::splitstream::ContentType;
@@ -135,7 +135,8 @@ pub fn untag(repository: &Repository, tag: &Tag) -> Result<bool> {
 /// Finds an image by what a user calls it. The first of these that fits:
 ///
 /// 1. a tag, which may lack `:latest` and `localhost/`, as podman completes names;
-/// 2. `sha256:` and the digest of its manifest, or its ID (the digest of its config);
+/// 2. `sha256:` and the digest of its manifest or of an index that it was chosen from, or its ID (the
+///    digest of its config);
 /// 3. the beginning of its ID or manifest digest, at least three hexadecimal digits.
 ///
 /// [`OciError::Ambiguous`] if several images fit equally. Images of the same ID count as one; then
@@ -169,7 +170,9 @@ fn find_digest(repository: &Repository, name: &str) -> Result<ManifestDigest> {
             Some(config) if config.to_hex().starts_with(digits) => {
                 by_id.entry(config).or_default().push(entry.digest);
             }
-            _ if entry.digest.to_hex().starts_with(digits) => {
+            _ if entry.digest.to_hex().starts_with(digits)
+                || (whole && entry.indexes.iter().any(|it| it.to_hex() == digits)) =>
+            {
                 fitting.push((entry.digest, entry.digest.to_string()));
             }
             _ => {}
@@ -221,6 +224,8 @@ struct IndexEntry {
     stream: VerityDigest,
     /// Unknown where the stream is damaged.
     config: Option<ConfigDigest>,
+    /// Those that it was chosen from.
+    indexes: Vec<BlobDigest>,
 }
 
 /// All manifests, sorted, without reading the documents.
@@ -229,19 +234,18 @@ fn index(repository: &Repository) -> Result<Vec<IndexEntry>> {
     Ok(streams
         .filter_map(|link| {
             let digest = ManifestDigest::from_stream_name(&link.name)?;
-            let refs = stream::open(
+            let opened = stream::open(
                 repository,
                 &link.name,
                 &link.object,
                 ContentType::OCI_MANIFEST,
             );
+            let refs = opened.map(|stream| stream.refs).unwrap_or_default();
             Some(IndexEntry {
                 digest,
                 stream: link.object,
-                config: refs
-                    .ok()
-                    .and_then(|stream| stream::config_ref(&stream.refs))
-                    .map(|(config, _)| config),
+                config: stream::config_ref(&refs).map(|(config, _)| config),
+                indexes: super::index::refs(&refs).map(|(it, _)| it).collect(),
             })
         })
         .collect())

@@ -5,16 +5,21 @@
 //! Follows the composefs repository format, "OCI content as streams". Never changes a byte of a
 //! manifest or config.
 
+mod artifact;
 mod digest;
 mod document;
 mod erofs;
 mod error;
 mod image;
+mod index;
 mod store;
 mod stream;
 #[cfg(test)]
 mod tests;
 
+pub use artifact::{
+    Artifact, add_referrer, artifact_stream, referrers, store_artifact, store_blob,
+};
 pub use digest::{BlobDigest, ConfigDigest, DiffId, DigestError, ManifestDigest, NamesStream};
 pub use document::{
     Config, DOCUMENT_LIMIT, DocumentError, LayerDescriptor, Manifest, ManifestFormat, check_pair,
@@ -22,4 +27,5 @@ pub use document::{
 pub use erofs::{ErofsKey, ErofsRefs};
 pub use error::{OciError, Result};
 pub use image::{Image, ImageLayer, Images, find, image, images, tags, untag};
+pub use index::{Index, add_indexes};
 pub use store::{NewImage, StoredImage, store_image, tag};

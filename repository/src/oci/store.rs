@@ -3,13 +3,14 @@
 use composefs_image::VerityDigest;
 
 use super::{
-    Config, ConfigDigest, DiffId, ErofsKey, ErofsRefs, Manifest, ManifestDigest, NamesStream,
-    OciError, document,
+    Config, ConfigDigest, DiffId, ErofsKey, ErofsRefs, Index, Manifest, ManifestDigest,
+    NamesStream, OciError, document,
     error::Result,
+    index,
     stream::{self, DocumentStream},
 };
 use crate::splitstream::{ContentType, NamedRefs};
-use crate::{Batch, Category, RefPath, Tag};
+use crate::{Batch, Category, RefPath, StreamName, Tag};
 
 /// An image whose layers and EROFS images are stored already, in the repository or the same batch.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +23,9 @@ pub struct NewImage<'a> {
     pub layers: &'a [(DiffId, VerityDigest)],
     /// The EROFS images made of it. Others that the repository has for this config stay.
     pub erofs: &'a ErofsRefs,
+    /// The indexes that it was chosen from, directly or by way of another one. Others that the repository has for this
+    /// manifest stay.
+    pub indexes: &'a [Index],
 }
 
 /// Where an image's documents are.
@@ -65,13 +69,20 @@ pub fn store_image(batch: &Batch<'_>, image: &NewImage<'_>) -> Result<StoredImag
     if old_stream.is_some() {
         replace_config(batch, image, &config_stream)?;
     }
+    let manifest_digest = image.manifest.digest();
+    let manifest_name = manifest_digest.stream_name();
+    let mut indexes = index::store(batch, manifest_digest, image.indexes)?;
+    if let Some(old) = batch.stream(&manifest_name)? {
+        indexes.extend(indexes_of(batch, &manifest_name, &old));
+    }
     let (document, _) = batch.store_bytes(image.manifest.bytes())?;
     let config_ref = (stream::config_key(&config.digest()), &config_stream);
     let layers = image.layers.iter();
     let refs = std::iter::once(config_ref)
-        .chain(layers.map(|(diff_id, stream)| (diff_id.to_string(), stream)));
+        .chain(layers.map(|(diff_id, stream)| (diff_id.to_string(), stream)))
+        .chain(indexes.iter().map(|(key, stream)| (key.clone(), stream)));
     let manifest_stream = stream::write(batch, ContentType::OCI_MANIFEST, &document, refs)?;
-    batch.link_stream(&image.manifest.digest().stream_name(), &manifest_stream);
+    batch.link_stream(&manifest_name, &manifest_stream);
     Ok(StoredImage {
         manifest_stream,
         config_stream,
@@ -132,6 +143,23 @@ fn erofs_of(batch: &Batch<'_>, config: ConfigDigest, stream: &VerityDigest) -> E
         Err(error) => {
             tracing::warn!(%error, "{name} is damaged; it is written anew");
             ErofsRefs::new()
+        }
+    }
+}
+
+/// The references to indexes that a manifest stream has. One that cannot be read has none to keep.
+fn indexes_of(
+    batch: &Batch<'_>,
+    name: &StreamName,
+    stream: &VerityDigest,
+) -> Vec<(String, VerityDigest)> {
+    match stream::open(batch, name, stream, ContentType::OCI_MANIFEST) {
+        Ok(DocumentStream { refs, .. }) => index::refs(&refs)
+            .map(|(_, (key, stream))| (key.clone(), *stream))
+            .collect(),
+        Err(error) => {
+            tracing::warn!(%error, "{name} is damaged; it is written anew");
+            Vec::new()
         }
     }
 }

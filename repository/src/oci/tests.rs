@@ -88,6 +88,7 @@ impl Fixture {
                 config: &image.config,
                 layers: &layers,
                 erofs: &erofs,
+                indexes: &[],
             },
         )
         .unwrap();
@@ -362,6 +363,7 @@ fn documents_and_layers_that_do_not_fit_are_refused() {
         config: &image.config,
         layers: &whole,
         erofs: &erofs,
+        indexes: &[],
     };
     let error = |new: &NewImage<'_>| store_image(&batch, new).unwrap_err();
 
@@ -505,4 +507,52 @@ fn images_that_are_entered_at_once_keep_what_the_others_know_of_their_config() {
             assert_eq!(image.erofs().get(&key(other)), Some(&digest));
         }
     }
+}
+
+#[test]
+fn an_image_is_found_by_the_digest_of_its_index() {
+    let fixture = Fixture::new();
+    let (image, other) = (made("a", ""), made("b", ""));
+    let index = |manifests: &[String]| {
+        let entries: Vec<_> = manifests
+            .iter()
+            .map(|digest| {
+                format!(
+                    r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{digest}","size":2}}"#
+                )
+            })
+            .collect();
+        let json = format!(
+            r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+            entries.join(",")
+        );
+        Index::parse(json.into_bytes()).unwrap()
+    };
+    let manifests = [&image, &other].map(|made| made.manifest.digest());
+    let inner = index(&manifests.map(|digest| digest.to_string()));
+    let outer = index(&[inner.digest().to_string()]);
+    for made in [&image, &other] {
+        fixture.store(made, &[], None);
+    }
+    let add = |manifest: ManifestDigest, indexes: &[Index]| {
+        let repository = fixture.open();
+        let batch = repository.batch().unwrap();
+        add_indexes(&batch, manifest, indexes)?;
+        batch.commit().unwrap();
+        Ok::<_, OciError>(())
+    };
+    let strange = add(image.manifest.digest(), std::slice::from_ref(&outer)).unwrap_err();
+    assert!(matches!(strange, OciError::NotInIndex { .. }), "{strange}");
+    add(image.manifest.digest(), &[outer.clone(), inner.clone()]).unwrap();
+    add(image.manifest.digest(), std::slice::from_ref(&inner)).unwrap();
+    for index in [&outer, &inner] {
+        let found = find(&fixture.open(), &index.digest().to_string()).unwrap();
+        assert_eq!(found.manifest().digest(), image.manifest.digest());
+    }
+    // It stays when the image is stored again, and two images of one index are told apart by nothing.
+    fixture.store(&image, &[], None);
+    find(&fixture.open(), &outer.digest().to_string()).unwrap();
+    add(other.manifest.digest(), std::slice::from_ref(&inner)).unwrap();
+    let both = find(&fixture.open(), &inner.digest().to_string()).unwrap_err();
+    assert!(matches!(both, OciError::Ambiguous { .. }), "{both}");
 }
