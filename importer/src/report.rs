@@ -103,6 +103,8 @@ pub struct Counts {
     pub reflinked: Tally,
     /// Copied, because cloning was not possible.
     pub copied: Tally,
+    /// Written as they came, from a blob or a tar-split: there was no file to clone.
+    pub written: Tally,
     /// In the repository already.
     pub present: Tally,
     /// At most 64 bytes each: inside the splitstream and the image.
@@ -120,6 +122,7 @@ impl AddAssign for Counts {
     fn add_assign(&mut self, other: Self) {
         self.reflinked += other.reflinked;
         self.copied += other.copied;
+        self.written += other.written;
         self.present += other.present;
         self.inlined += other.inlined;
     }

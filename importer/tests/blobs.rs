@@ -177,13 +177,13 @@ fn a_layer_is_the_same_however_it_is_compressed() {
         assert_eq!(report.outcome, Outcome::Imported);
         assert_eq!(repo.layer_tar(&DiffId::of(&tar)), tar);
         let Counts {
-            copied,
+            written,
             present,
             inlined,
             ..
         } = report.total;
         let tally = |files, bytes| Tally { files, bytes };
-        assert_eq!(copied, tally(5, 700_001 + 2 * 128 * 1024 + 1 + 5000 + 65));
+        assert_eq!(written, tally(5, 700_001 + 2 * 128 * 1024 + 1 + 5000 + 65));
         assert_eq!(present, tally(1, 5000));
         assert_eq!(inlined, tally(2, 10 + 64));
         rootfs.push(report.rootfs);

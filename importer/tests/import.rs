@@ -197,6 +197,7 @@ fn a_report_counts_where_content_went() {
         copied,
         present,
         inlined,
+        ..
     } = report.total;
     assert_eq!(files(reflinked) + files(copied), 3);
     assert_eq!(reflinked.bytes + copied.bytes, 700_001 + 5000 + 65);

@@ -196,15 +196,21 @@ pub(super) fn print(report: &ImportReport) -> io::Result<()> {
     let Counts {
         reflinked,
         copied,
+        written,
         present,
         inlined,
     } = report.total;
     for (word, tally) in [
         ("reflinked", reflinked),
         ("copied", copied),
+        ("written", written),
         ("present", present),
         ("inlined", inlined),
     ] {
+        // Only blobs have it.
+        if word == "written" && tally == Tally::default() {
+            continue;
+        }
         let Tally { files, bytes } = tally;
         writeln!(
             out,

@@ -459,7 +459,8 @@ impl Layer<'_> {
         let tally = match stored {
             Stored::Present => &mut self.counts.present,
             Stored::Reflinked => &mut self.counts.reflinked,
-            Stored::Copied | Stored::Written => &mut self.counts.copied,
+            Stored::Copied => &mut self.counts.copied,
+            Stored::Written => &mut self.counts.written,
         };
         tally.add(size);
         self.writer.external(digest, size)?;

@@ -20,5 +20,6 @@ mod publishing;
 mod registry;
 mod rootless;
 mod scene;
+mod sources;
 mod tools;
 mod trees;

@@ -47,7 +47,7 @@ pub enum TarErrorKind {
     /// A record of an extended header is cut short or has no key.
     #[error("malformed PAX record")]
     PaxRecord,
-    /// The value of a PAX record is not what its key calls for; negative times are among these.
+    /// The value of a PAX record is not what its key calls for.
     #[error("PAX record {key} does not hold a usable number")]
     PaxValue {
         /// The record's key.

@@ -4,6 +4,8 @@
 //! the list, a record that is cut short or has no `=` is an error, keys are UTF-8, values are
 //! bytes.
 
+use composefs_image::Timestamp;
+
 use super::error::TarErrorKind;
 
 /// The records of one extended header, in order.
@@ -53,20 +55,32 @@ pub(super) fn number(key: &'static str, value: &[u8]) -> Result<u64, TarErrorKin
         .ok_or(TarErrorKind::PaxValue { key })
 }
 
-/// Seconds and nanoseconds of `<seconds>[.<fraction>]`. Digits beyond the ninth are dropped; a
-/// fraction that is not a number counts as none.
-pub(super) fn time(key: &'static str, value: &[u8]) -> Result<(u64, u32), TarErrorKind> {
+/// The time `<seconds>[.<fraction>]`, before 1970 with a minus sign in front. Digits beyond the ninth are
+/// dropped; a fraction that is not a number counts as none.
+///
+/// composefs-rs takes no negative times but all of an unsigned 64-bit number, Go takes negative ones. As
+/// image formats have 64 bits for them, both are taken here.
+pub(super) fn time(key: &'static str, value: &[u8]) -> Result<Timestamp, TarErrorKind> {
     let text = std::str::from_utf8(value).map_err(|_| TarErrorKind::PaxValue { key })?;
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let seconds = seconds
-        .parse()
+    let sec = seconds
+        .parse::<i64>()
+        .or_else(|_| seconds.parse::<u64>().map(|seconds| seconds as i64))
         .map_err(|_| TarErrorKind::PaxValue { key })?;
     let digits = fraction.get(..9).unwrap_or(fraction);
-    let nanoseconds = match digits.parse::<u32>() {
+    let nsec = match digits.parse::<u32>() {
         Ok(value) if digits.len() <= 9 => value * 10u32.pow(9 - digits.len() as u32),
         _ => 0,
     };
-    Ok((seconds, nanoseconds))
+    if nsec == 0 || !seconds.starts_with('-') {
+        return Ok(Timestamp { sec, nsec });
+    }
+    // The sign is that of the fraction too, and nanoseconds count forward.
+    let sec = sec.checked_sub(1).ok_or(TarErrorKind::PaxValue { key })?;
+    Ok(Timestamp {
+        sec,
+        nsec: 1_000_000_000 - nsec,
+    })
 }
 
 #[cfg(test)]
@@ -124,10 +138,33 @@ mod tests {
             ("12.000000001", Some((12, 1))),
             ("12.1234567899", Some((12, 123_456_789))),
             ("12.x", Some((12, 0))),
-            ("-12.5", None),
             ("", None),
+            ("-", None),
         ] {
-            assert_eq!(time("mtime", text.as_bytes()).ok(), expected, "{text}");
+            assert_eq!(parsed(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn times_before_1970_are_those_that_go_reads() {
+        for (text, expected) in [
+            ("-12", Some((-12, 0))),
+            ("-12.5", Some((-13, 500_000_000))),
+            ("-0.25", Some((-1, 750_000_000))),
+            ("-0.000000001", Some((-1, 999_999_999))),
+            ("-9223372036854775808", Some((i64::MIN, 0))),
+            ("-9223372036854775808.5", None),
+            ("-9223372036854775809", None),
+            // What composefs-rs reads: the same bits.
+            ("18446744073709551615", Some((-1, 0))),
+            ("18446744073709551615.5", Some((-1, 500_000_000))),
+        ] {
+            assert_eq!(parsed(text), expected, "{text}");
+        }
+    }
+
+    fn parsed(text: &str) -> Option<(i64, u32)> {
+        let time = time("mtime", text.as_bytes()).ok()?;
+        Some((time.sec, time.nsec))
     }
 }

@@ -426,13 +426,7 @@ fn build_member(
             "size" => member.size = pax::number("size", value)?,
             "uid" => member.uid = pax::number("uid", value)? as u32,
             "gid" => member.gid = pax::number("gid", value)? as u32,
-            "mtime" => {
-                let (sec, nsec) = pax::time("mtime", value)?;
-                member.mtime = Timestamp {
-                    sec: sec as i64,
-                    nsec,
-                };
-            }
+            "mtime" => member.mtime = pax::time("mtime", value)?,
             _ if key.starts_with("GNU.sparse.") => return Err(TarErrorKind::Sparse),
             _ => {
                 if let Some(name) = key.strip_prefix(XATTR_PREFIX) {

@@ -1,6 +1,7 @@
 //! Entering images into a batch.
 
 use composefs_image::VerityDigest;
+use oci_spec::image::MediaType;
 
 use super::{
     Config, ConfigDigest, DiffId, ErofsKey, ErofsRefs, Index, Manifest, ManifestDigest,
@@ -80,6 +81,7 @@ pub fn store_image(batch: &Batch<'_>, image: &NewImage<'_>) -> Result<StoredImag
     let layers = image.layers.iter();
     let refs = std::iter::once(config_ref)
         .chain(layers.map(|(diff_id, stream)| (diff_id.to_string(), stream)))
+        .chain(by_blob(image))
         .chain(indexes.iter().map(|(key, stream)| (key.clone(), stream)));
     let manifest_stream = stream::write(batch, ContentType::OCI_MANIFEST, &document, refs)?;
     batch.link_stream(&manifest_name, &manifest_stream);
@@ -87,6 +89,17 @@ pub fn store_image(batch: &Batch<'_>, image: &NewImage<'_>) -> Result<StoredImag
         manifest_stream,
         config_stream,
     })
+}
+
+/// The layers by the digests of their blobs, if the config is of Docker's type: composefs-rs takes such an
+/// image for an artifact, and looks for its layers so.
+fn by_blob<'a>(image: &NewImage<'a>) -> impl Iterator<Item = (String, &'a VerityDigest)> {
+    let is_oci = *image.manifest.spec().config().media_type() == MediaType::ImageConfig;
+    let blobs = if is_oci { &[] } else { image.manifest.layers() };
+    blobs
+        .iter()
+        .zip(image.layers)
+        .map(|(blob, (_, stream))| (blob.digest.to_string(), stream))
 }
 
 /// Gives an image a tag, which it takes from any other image. The image must be in the repository or
