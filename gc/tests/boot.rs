@@ -603,3 +603,81 @@ fn what_is_published_lives_without_a_deployment() {
     assert!(scene.repository.has_image(&scene.garbage.rootfs).unwrap());
     assert!(oci::image(&scene.repository, scene.garbage.manifest).is_err());
 }
+
+/// All regular files below a directory but those of the repository.
+fn files(directory: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() && entry.file_name() != "composefs" {
+            found.extend(files(&entry.path()));
+        } else if kind.is_file() {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn no_file_that_is_wrong_in_one_byte_or_cut_off_loses_a_deployment_or_its_state() {
+    let mut state = 0_u32;
+    let mut random = |limit: usize| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as usize % limit
+    };
+    for loader in Loader::ALL {
+        let (mut scene, new, old) = Scene::with_two(loader);
+        let staged = scene.deployed("staged");
+        let needed: std::collections::BTreeSet<_> = [&new, &old, &staged]
+            .into_iter()
+            .flat_map(|os| os_objects(&scene.repository, os.manifest))
+            .collect();
+        let mut tried = 0;
+        let mut paths = files(&scene.host.sysroot());
+        paths.push(scene.scratch.path().join("run/composefs/staged-deployment"));
+        for path in paths {
+            let content = fs::read(&path).unwrap();
+            if content.is_empty() {
+                continue;
+            }
+            for _ in 0..12 {
+                let mut damaged = content.clone();
+                let at = random(content.len());
+                match random(4) {
+                    0 => damaged.truncate(at),
+                    1 => damaged[at] = b"#\n /{}=;\"\0"[random(10)],
+                    2 => damaged[at] ^= 1 << random(8),
+                    _ => damaged[at] = b"0123456789abcdef"[random(16)],
+                }
+                fs::write(&path, &damaged).unwrap();
+                tried += 1;
+                let mut host = scene.test_host(Orphans::Prune);
+                let plan = gc::plan(&scene.repository, &mut host, &()).unwrap();
+                let what = || {
+                    format!(
+                        "{} is {}\n{:#?}",
+                        path.display(),
+                        damaged.escape_ascii(),
+                        plan.problems
+                    )
+                };
+                let removed = plan
+                    .objects
+                    .iter()
+                    .filter(|item| item.decision.is_removal());
+                let lost = removed.filter(|item| needed.contains(&item.digest));
+                assert_eq!(lost.count(), 0, "{}", what());
+                let kept = [&new, &old, &staged].map(|os| scene.state(os));
+                let pruned = plan
+                    .orphans
+                    .iter()
+                    .filter(|orphan| kept.contains(&orphan.path));
+                assert_eq!(pruned.count(), 0, "{}", what());
+            }
+            fs::write(&path, content).unwrap();
+        }
+        assert!(tried > 100, "{tried}");
+    }
+}

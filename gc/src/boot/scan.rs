@@ -156,6 +156,10 @@ impl Scan {
         if bootcs && menu.entries == 0 && menu.faults.is_empty() {
             self.problem(place, &path, Fault::EmptyMenu, Doubt::Everything);
         }
+        // Each of its entries starts something.
+        if bootcs && menu.statements.len() < menu.entries {
+            self.problem(place, &path, Fault::NoKernel, Doubt::Everything);
+        }
         for fault in &menu.faults {
             let fault = match fault.clone() {
                 grub::MenuFault::Argument(error) => error.into(),
