@@ -202,6 +202,7 @@ pub(crate) struct Init {
 }
 
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "they are switches")]
 pub(crate) struct Import {
     /// A name, ID, unique ID prefix or digest in podman's storage, or TRANSPORT:… as for skopeo
     ///
@@ -218,6 +219,12 @@ pub(crate) struct Import {
     /// Fail instead of copying a file that cannot be reflinked
     #[arg(long)]
     pub(crate) no_copy: bool,
+    /// Do not compare the diff IDs of layers in podman's storage
+    ///
+    /// podman compared them when it stored the layers; the checksum of each file is compared all the same.
+    /// `images --json` names the layers that were stored so. An import without this option reads them again.
+    #[arg(long)]
+    pub(crate) trust_source: bool,
     /// Publish the images afterwards
     #[arg(long)]
     pub(crate) publish: bool,

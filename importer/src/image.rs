@@ -13,7 +13,7 @@ use repository::oci::{
     self, Config, DiffId, DocumentError, ErofsKey, ErofsRefs, Index, Manifest, NamesStream,
     NewImage, OciError, check_pair,
 };
-use repository::{Batch, CopyPolicy, Repository, Tag};
+use repository::{Batch, CopyPolicy, Repository, Tag, Verification};
 
 use crate::cancel::Cancel;
 use crate::error::{ImportError, LayerError};
@@ -50,6 +50,8 @@ pub struct ImportOptions {
     pub jobs: Option<NonZeroUsize>,
     /// Tags that the image is to have, besides those it has.
     pub tags: Vec<Tag>,
+    /// Whether diff IDs are compared.
+    pub diff_ids: DiffIdCheck,
     /// Stops the import when set.
     pub cancel: Cancel,
     /// Most bytes of uncompressed tars that are read from blobs, all layers together. `None`: the space
@@ -63,6 +65,7 @@ impl Default for ImportOptions {
             copy: CopyPolicy::Allow,
             jobs: None,
             tags: Vec::new(),
+            diff_ids: DiffIdCheck::Verify,
             cancel: Cancel::new(),
             max_size: None,
         }
@@ -75,6 +78,17 @@ impl ImportOptions {
             .or_else(|| std::thread::available_parallelism().ok())
             .map_or(1, NonZeroUsize::get)
     }
+}
+
+/// Whether the tar of a layer must be found to have its diff ID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiffIdCheck {
+    /// Always. A layer that was stored with [`Self::TrustSource`] is read again.
+    Verify,
+    /// Not of layers in containers-storage: the engine compared it when it stored them. Their files are
+    /// compared with the checksums of the tar-split nevertheless, and the repository notes which
+    /// layers were stored so ([`Repository::is_unverified`]).
+    TrustSource,
 }
 
 /// The bytes that are free on the repository's filesystem for whoever runs this.
@@ -132,7 +146,7 @@ fn import(
         times: Times::default(),
         warnings: Vec::new(),
     };
-    let known = present::image(repository, documents.manifest.digest())?;
+    let known = present::image(repository, documents.manifest.digest(), options.diff_ids)?;
     let (outcome, rootfs) = if let Some(rootfs) = known {
         import.all_present();
         import.times.check = started.elapsed();
@@ -230,7 +244,9 @@ impl<'a> Import<'a> {
             self.check_cancelled()?;
             if !seen.insert(source.diff_id) {
                 self.finished(index, unread(source, LayerOutcome::Repeated));
-            } else if let Some(stream) = present::layer(self.repository, &source.diff_id)? {
+            } else if let Some(stream) =
+                present::layer(self.repository, &source.diff_id, self.options.diff_ids)?
+            {
                 self.streams.insert(source.diff_id, stream);
                 self.finished(index, unread(source, LayerOutcome::Present));
             } else {
@@ -325,6 +341,7 @@ impl<'a> Import<'a> {
             batch,
             algorithm: self.repository.algorithm(),
             copy: self.options.copy,
+            diff_ids: self.options.diff_ids,
             buffers: (BUFFERS.max(2 * jobs) / readers).max(2),
             budget: &self.budget,
             stop: Stop::new(&self.options.cancel),
@@ -363,6 +380,11 @@ impl<'a> Import<'a> {
             match result {
                 Ok((stream, report)) => {
                     batch.link_stream(&report.diff_id.stream_name(), &stream);
+                    let verification = match report.outcome {
+                        LayerOutcome::Trusted => Verification::Trusted,
+                        _ => Verification::Verified,
+                    };
+                    batch.set_verification(&report.diff_id, verification);
                     self.streams.insert(report.diff_id, stream);
                     self.reports[index] = Some(report);
                 }
@@ -555,7 +577,7 @@ fn read_layer(
         tar_bytes: imported.tar_bytes,
         counts: imported.counts,
         time: started.elapsed(),
-        ..unread(source, LayerOutcome::Imported)
+        ..unread(source, imported.outcome())
     };
     progress.event(&Event::LayerFinished {
         layer: index,

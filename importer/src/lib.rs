@@ -58,6 +58,6 @@ mod work;
 pub use artifact::{ArtifactReport, Keep, import_artifact};
 pub use cancel::Cancel;
 pub use error::{FileError, ImportError, LayerError, MemberProblem, Shortage};
-pub use image::{ImportOptions, free_space, import_image};
+pub use image::{DiffIdCheck, ImportOptions, free_space, import_image};
 pub use progress::{Event, LayerPlan, Progress, Quiet, Stage};
 pub use report::{Counts, ImportReport, LayerOutcome, LayerReport, Outcome, Tally, Times, Warning};

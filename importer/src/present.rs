@@ -12,9 +12,18 @@ use repository::layers::{Chunk, Chunks as _, LayerStream};
 use repository::oci::{self, DiffId, ErofsKey, ErofsRefs, ManifestDigest, NamesStream};
 use repository::{Error, Repository, Result};
 
+use crate::image::DiffIdCheck;
+
 /// The splitstream of a layer that is there with all its objects. A damaged one is an error: writing it
-/// again would not mend it.
-pub(crate) fn layer(repository: &Repository, diff_id: &DiffId) -> Result<Option<VerityDigest>> {
+/// again would not mend it. One that was stored unverified does not count where all are to be verified.
+pub(crate) fn layer(
+    repository: &Repository,
+    diff_id: &DiffId,
+    check: DiffIdCheck,
+) -> Result<Option<VerityDigest>> {
+    if check == DiffIdCheck::Verify && repository.is_unverified(diff_id)? {
+        return Ok(None);
+    }
     let Some(stream) = repository.stream(&diff_id.stream_name())? else {
         return Ok(None);
     };
@@ -38,6 +47,7 @@ pub(crate) fn layer(repository: &Repository, diff_id: &DiffId) -> Result<Option<
 pub(crate) fn image(
     repository: &Repository,
     manifest: ManifestDigest,
+    check: DiffIdCheck,
 ) -> Result<Option<ErofsRefs>> {
     if repository.stream(&manifest.stream_name())?.is_none() {
         return Ok(None);
@@ -49,6 +59,9 @@ pub(crate) fn image(
         return Ok(None);
     }
     for layer in image.layers() {
+        if check == DiffIdCheck::Verify && repository.is_unverified(&layer.diff_id)? {
+            return Ok(None);
+        }
         if repository.object_size(&layer.stream)?.is_none() {
             return Ok(None);
         }

@@ -74,6 +74,8 @@ pub struct LayerReport {
 pub enum LayerOutcome {
     /// Read, verified and stored.
     Imported,
+    /// Read and stored, without comparing the diff ID ([`crate::DiffIdCheck::TrustSource`]).
+    Trusted,
     /// In the repository already.
     Present,
     /// The image has the same layer further down.

@@ -18,6 +18,7 @@ use repository::{Batch, CopyPolicy, Stored};
 
 use crate::cancel::Cancel;
 use crate::error::FileError;
+use crate::image::DiffIdCheck;
 use crate::pool::Promise;
 
 /// Size of a buffer in bytes: a multiple of fs-verity's block size, and small enough that a piece is
@@ -29,6 +30,7 @@ pub(crate) struct Context<'a> {
     pub(crate) batch: &'a Batch<'a>,
     pub(crate) algorithm: Algorithm,
     pub(crate) copy: CopyPolicy,
+    pub(crate) diff_ids: DiffIdCheck,
     /// How many buffers each layer in work has.
     pub(crate) buffers: usize,
     pub(crate) budget: &'a Budget,
@@ -455,6 +457,7 @@ mod tests {
             batch: &repository.batch().unwrap(),
             algorithm: repository.algorithm(),
             copy: CopyPolicy::Allow,
+            diff_ids: DiffIdCheck::Verify,
             buffers: 1,
             budget: &Budget::new(0),
             stop: Stop::new(&cancel),

@@ -11,8 +11,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use importer::source::from_storage;
 use importer::{
-    Cancel, Counts, Event, FileError, ImportError, ImportOptions, ImportReport, LayerError,
-    LayerOutcome, MemberProblem, Outcome, Quiet, Tally, Warning, import_image,
+    Cancel, Counts, DiffIdCheck, Event, FileError, ImportError, ImportOptions, ImportReport,
+    LayerError, LayerOutcome, MemberProblem, Outcome, Quiet, Tally, Warning, import_image,
 };
 use repository::oci::{DiffId, NamesStream};
 use repository::splitstream::copy_stream;
@@ -521,8 +521,8 @@ fn import_refuses_an_altered_header() {
     assert!(matches!(error, LayerError::DiffId { .. }), "{error:?}");
 }
 
-#[test]
-fn import_refuses_content_that_was_changed_together_with_its_crc() {
+/// Storage whose first layer is not what its diff ID says, with checksums that say nothing.
+fn forged() -> Store {
     let mut store = two_layers();
     let forged = LayerData::new(&[file("usr/bin/small", noise(98, 5000))]);
     fs::write(store.diff(0).join("usr/bin/small"), noise(98, 5000)).unwrap();
@@ -533,8 +533,72 @@ fn import_refuses_content_that_was_changed_together_with_its_crc() {
             .unwrap();
         line["payload"] = forged.tar_split[1]["payload"].clone();
     });
-    let error = assert_refused(&store, 0, &["diff ID"]);
+    store
+}
+
+#[test]
+fn import_refuses_content_that_was_changed_together_with_its_crc() {
+    let error = assert_refused(&forged(), 0, &["diff ID"]);
     assert!(matches!(error, LayerError::DiffId { .. }), "{error:?}");
+}
+
+fn trusting() -> ImportOptions {
+    ImportOptions {
+        diff_ids: DiffIdCheck::TrustSource,
+        ..options()
+    }
+}
+
+#[test]
+fn a_trusted_layer_is_known_as_such_until_it_is_verified() {
+    let (repo, store) = (Repo::new(), two_layers());
+    let layers: Vec<_> = store.layers.iter().map(diff_id).collect();
+    let unverified = || {
+        let mut found = layers.clone();
+        found.retain(|layer| repo.repository.is_unverified(layer).unwrap());
+        found
+    };
+    let outcomes = |report: &ImportReport| -> Vec<_> {
+        report.layers.iter().map(|layer| layer.outcome).collect()
+    };
+
+    let trusted = repo.import_with(&store, &trusting()).unwrap();
+    assert_eq!(outcomes(&trusted), [LayerOutcome::Trusted; 2]);
+    assert_eq!(unverified(), layers);
+    let again = repo.import_with(&store, &trusting()).unwrap();
+    assert_eq!(again.outcome, Outcome::Present);
+    let objects = repo.objects();
+
+    let verified = repo.import(&store).unwrap();
+    assert_eq!(outcomes(&verified), [LayerOutcome::Imported; 2]);
+    assert_eq!(unverified(), []);
+    assert_eq!(repo.objects(), objects);
+    let again = repo.import_with(&store, &trusting()).unwrap();
+    assert_eq!(again.outcome, Outcome::Present);
+    assert_eq!(unverified(), []);
+}
+
+#[test]
+fn a_trusted_layer_that_is_not_what_it_is_called_never_becomes_a_verified_one() {
+    let (repo, store) = (Repo::new(), forged());
+    repo.import_with(&store, &trusting()).unwrap();
+
+    let error = repo.import(&store).unwrap_err();
+
+    assert!(chain(&error).contains("diff ID"), "{error:?}");
+    let layer = diff_id(&store.layers[0]);
+    assert!(repo.repository.is_unverified(&layer).unwrap());
+}
+
+#[test]
+fn a_trusted_layer_has_its_checksums_compared() {
+    let (repo, store) = (Repo::new(), two_layers());
+    fs::write(store.diff(0).join("usr/bin/small"), noise(98, 5000)).unwrap();
+
+    let error = repo.import_with(&store, &trusting()).unwrap_err();
+
+    assert!(chain(&error).contains("usr/bin/small"), "{error:?}");
+    assert!(repo.streams().is_empty());
 }
 
 #[test]

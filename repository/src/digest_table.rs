@@ -10,8 +10,8 @@ use composefs_image::{Algorithm, VerityDigest};
 use hashbrown::HashTable;
 
 /// How many digests a piece of memory holds. Pieces are never moved: a table that doubles would need
-/// its old and its new memory at once.
-const CHUNK: usize = 1024;
+/// its old and its new memory at once. They are large enough to go back to the system when they are freed.
+const CHUNK: usize = 1 << 15;
 
 #[derive(Debug)]
 pub(crate) struct DigestTable {
@@ -104,12 +104,12 @@ mod tests {
     #[test]
     fn digests_keep_the_number_that_they_got_first() {
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-            let digest = |i: u32| verity_digest(algorithm, &(i % 3000).to_le_bytes());
+            let digest = |i: u32| verity_digest(algorithm, &(i % 70_000).to_le_bytes());
             let mut table = DigestTable::new(algorithm);
-            for i in 0..5000 {
-                assert_eq!(table.insert(&digest(i)), i % 3000);
+            for i in 0..100_000 {
+                assert_eq!(table.insert(&digest(i)), i % 70_000);
             }
-            for i in 0..3000 {
+            for i in 0..70_000 {
                 assert_eq!(table.find(&digest(i)), Some(i));
                 assert_eq!(table.get(i), digest(i));
             }

@@ -107,7 +107,7 @@ impl Exclusive<'_> {
             }
         }
         failpoint("removed-names-synced");
-        Ok(())
+        self.remove_marks_of_removed_layers()
     }
 
     /// Removes objects whose digests begin with the byte `shard`; nothing may name them any more. Calls

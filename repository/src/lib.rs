@@ -48,6 +48,7 @@ pub mod sys;
 #[cfg(test)]
 mod testing;
 pub mod upgrade;
+mod verification;
 
 pub use batch::{Batch, CommitStats, CopyPolicy, ObjectWriter, Stored};
 pub use composefs_image::{Algorithm, Format, VerityDigest};
@@ -58,6 +59,7 @@ pub use meta::{Formats, Meta, Security};
 pub use names::{Category, RefPath, StreamName, Tag};
 pub use object::ReadObjects;
 pub use repo::{InitOptions, InitOutcome, Repository};
+pub use verification::Verification;
 
 /// The directory in the repository root that holds our own state; other implementations ignore it.
 pub const PRIVATE_DIRECTORY: &str = "composefs-store";

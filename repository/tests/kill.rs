@@ -7,10 +7,11 @@ use std::process::{Command, ExitStatus};
 
 use composefs_image::verity_digest;
 use repository::list::StagingOwner;
+use repository::oci::{DiffId, NamesStream};
 use repository::splitstream::{self, ContentType};
 use repository::{
     Algorithm, Category, Format, Formats, InitOptions, RefPath, Repository, Security, StreamName,
-    Tag, Wait,
+    Tag, Verification, Wait,
 };
 
 const DIRECTORY: &str = "KILL_TEST_REPOSITORY";
@@ -33,12 +34,20 @@ fn store(repository: &Repository, what: &str) {
     let name = StreamName::new(format!("stream-{what}")).unwrap();
     batch.link_stream(&name, &stream);
     batch.link_stream(&StreamName::new("latest").unwrap(), &stream);
+    // A layer whose diff ID nobody compared.
+    let layer = layer(what);
+    batch.link_stream(&layer.stream_name(), &stream);
+    batch.set_verification(&layer, Verification::Trusted);
     batch.link_image(&image);
     let tag = RefPath::of_tag(&Tag::new(what).unwrap());
     batch.set_ref(Category::Streams, &tag, name.as_str());
     let image_ref = RefPath::new("composefs-store/latest").unwrap();
     batch.set_ref(Category::Images, &image_ref, &image.to_hex());
     batch.commit().unwrap();
+}
+
+fn layer(what: &str) -> DiffId {
+    DiffId::of(what.as_bytes())
 }
 
 /// Every name stands for something complete.
@@ -54,6 +63,11 @@ fn assert_sound(repository: &Repository) {
     }
     let streams = repository.streams().unwrap();
     let images = repository.images().unwrap();
+    for what in ["first", "second"] {
+        let layer = layer(what);
+        let is_linked = repository.stream(&layer.stream_name()).unwrap().is_some();
+        assert!(!is_linked || repository.is_unverified(&layer).unwrap());
+    }
     assert_eq!(streams.foreign, []);
     assert_eq!(images.foreign, []);
     for stream in &streams.entries {
@@ -109,11 +123,12 @@ fn a_commit_that_is_killed_anywhere_harms_nothing_and_succeeds_when_repeated() {
         ("commit-staged", 1),
         ("commit-content-synced", 1),
         ("commit-object", 5),
+        ("commit-mark", 1),
         ("commit-objects-named", 1),
         ("commit-objects-synced", 1),
         ("commit-bridges", 1),
         ("commit-bridged", 1),
-        ("commit-stream", 2),
+        ("commit-stream", 3),
         ("commit-image", 1),
         ("commit-linked", 1),
         ("commit-remove-bridge", 2),

@@ -17,6 +17,7 @@ struct Entry {
     manifest: String,
     tags: Vec<String>,
     layers: usize,
+    unverified_layers: Vec<String>,
     rootfs: Option<String>,
     published: Option<String>,
 }
@@ -37,9 +38,16 @@ pub(crate) fn images(context: &Context) -> anyhow::Result<Outcome> {
     let repository = repo::open(&context.repo)?;
     let published = store_driver::published(&repository)?;
     let found = oci::images(&repository)?;
-    let entry = |image: &Image| {
+    let entry = |image: &Image| -> anyhow::Result<Entry> {
         let id = image.config().digest().to_hex();
-        Entry {
+        let mut unverified_layers = Vec::new();
+        for layer in image.layers() {
+            if repository.is_unverified(&layer.diff_id)? {
+                unverified_layers.push(layer.diff_id.to_string());
+            }
+        }
+        Ok(Entry {
+            unverified_layers,
             manifest: image.manifest().digest().to_string(),
             tags: image.tags().iter().map(ToString::to_string).collect(),
             layers: image.layers().len(),
@@ -51,10 +59,10 @@ pub(crate) fn images(context: &Context) -> anyhow::Result<Outcome> {
                 .find(|other| other.id.as_str() == id)
                 .map(|image| image.layout.to_string()),
             id,
-        }
+        })
     };
     let report = Report {
-        images: found.images.iter().map(entry).collect(),
+        images: found.images.iter().map(entry).collect::<Result<_, _>>()?,
         damaged: found
             .damaged
             .iter()

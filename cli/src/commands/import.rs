@@ -7,8 +7,8 @@ use anyhow::{Context as _, bail};
 use containers_storage::{Interrupt as LockInterrupt, OpenOptions, Storage, rootless};
 use importer::source::{Reference, SourceError, SourceOptions};
 use importer::{
-    ArtifactReport, Counts, ImportOptions, ImportReport, LayerOutcome, Tally, Times, free_space,
-    import_image,
+    ArtifactReport, Counts, DiffIdCheck, ImportOptions, ImportReport, LayerOutcome, Tally, Times,
+    free_space, import_image,
 };
 use repository::{CopyPolicy, Repository, Tag, oci};
 use serde::Serialize;
@@ -154,6 +154,11 @@ fn import_one(
         },
         jobs: args.jobs.and_then(|jobs| NonZeroUsize::new(jobs.into())),
         tags: names.iter().map(Tag::new).collect::<Result<_, _>>()?,
+        diff_ids: if args.trust_source {
+            DiffIdCheck::TrustSource
+        } else {
+            DiffIdCheck::Verify
+        },
         cancel: interrupt.cancel.clone(),
         max_size: Some(max_size),
     };
@@ -183,10 +188,12 @@ pub(super) fn print(report: &ImportReport) -> io::Result<()> {
         short(report.image.as_str()),
         report.tags.join(", ")
     )?;
-    let read = report
-        .layers
-        .iter()
-        .filter(|layer| layer.outcome == LayerOutcome::Imported);
+    let read = report.layers.iter().filter(|layer| {
+        matches!(
+            layer.outcome,
+            LayerOutcome::Imported | LayerOutcome::Trusted
+        )
+    });
     writeln!(
         out,
         "  layers     {}, of which {} read",

@@ -30,7 +30,7 @@ impl importer::Progress for Import {
             Event::LayerFinished { layer, report } => {
                 let title = titles.get(*layer).map_or("layer", String::as_str);
                 match report.outcome {
-                    LayerOutcome::Imported => {
+                    LayerOutcome::Imported | LayerOutcome::Trusted => {
                         eprintln!("{title}: read {}", size(report.tar_bytes));
                     }
                     LayerOutcome::Present => eprintln!("{title}: there already"),

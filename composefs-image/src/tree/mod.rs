@@ -8,6 +8,7 @@
 //! What a tree can hold is checked when it is put in (names, no directory under two names); what a
 //! format can hold (lengths, sizes) is checked by its writer.
 
+mod arena;
 mod directory;
 mod walk;
 mod xattrs;
@@ -17,6 +18,7 @@ use std::collections::HashMap;
 use thiserror::Error;
 
 use crate::fsverity::VerityDigest;
+use arena::Arena;
 use directory::{Entries, Names};
 pub use walk::{Visit, Walk};
 pub(crate) use xattrs::{PairId, SetId, XattrTable};
@@ -179,13 +181,13 @@ struct Inode {
 /// A file tree. See the [module](self).
 #[derive(Clone)]
 pub struct Tree {
-    inodes: Vec<Inode>,
+    inodes: Arena<Inode>,
     directories: Vec<Entries>,
     names: Names,
     /// Inline contents and symlink targets.
     bytes: Vec<u8>,
-    sha256: Vec<[u8; 32]>,
-    sha512: Vec<[u8; 64]>,
+    sha256: Arena<[u8; 32]>,
+    sha512: Arena<[u8; 64]>,
     /// Object paths that are not the digest's own: rare.
     paths: HashMap<InodeId, Box<[u8]>>,
     /// Link counts that a dumpfile gives and that are not the number of names: rare.
@@ -207,12 +209,12 @@ impl Tree {
     /// A tree of a root directory alone.
     pub fn new(root: Metadata) -> Self {
         let mut tree = Self {
-            inodes: Vec::new(),
+            inodes: Arena::default(),
             directories: Vec::new(),
             names: Names::default(),
             bytes: Vec::new(),
-            sha256: Vec::new(),
-            sha512: Vec::new(),
+            sha256: Arena::default(),
+            sha512: Arena::default(),
             paths: HashMap::new(),
             nlinks: HashMap::new(),
             xattrs: XattrTable::default(),
@@ -609,7 +611,7 @@ impl Tree {
     /// As [`Self::retain_xattrs`] for every inode, asking once for each different set of xattrs.
     pub fn retain_all_xattrs(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
         let mut done = vec![None; self.xattrs.set_count()];
-        for inode in &mut self.inodes {
+        for inode in self.inodes.iter_mut() {
             let new = match done[inode.xattrs.index()] {
                 Some(new) => new,
                 None => self.xattrs.retain(inode.xattrs, &mut keep),

@@ -26,9 +26,10 @@ use repository::{ObjectWriter, Stored};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{FileError, LayerError, MemberProblem};
+use crate::image::DiffIdCheck;
 use crate::pool::{Answer, Lost, Queue, promise};
 use crate::progress::{Event, Progress};
-use crate::report::Counts;
+use crate::report::{Counts, LayerOutcome};
 use crate::source::{LayerContent, SourceLayer};
 use crate::work::{
     BUFFER, Buffer, BytesJob, Content, Context, FileDone, FilesDone, FilesError, FilesJob, Job,
@@ -45,7 +46,8 @@ const ADVANCE: u64 = 4 << 20;
 
 /// A layer that was read.
 pub(crate) struct Imported {
-    diff_id: DiffId,
+    /// `None` if the source is trusted.
+    diff_id: Option<DiffId>,
     pub(crate) stream: VerityDigest,
     pub(crate) tar_bytes: u64,
     pub(crate) counts: Counts,
@@ -72,7 +74,10 @@ pub(crate) fn import(
         pending: VecDeque::new(),
         pending_bytes: 0,
         files_queued: 0,
-        sha256: Sha256::new(),
+        sha256: match (context.diff_ids, &source.content) {
+            (DiffIdCheck::TrustSource, LayerContent::Stored(_)) => None,
+            _ => Some(Sha256::new()),
+        },
         writer: Writer::new(context.batch, ContentType::OCI_LAYER)?,
         large: None,
         counts: Counts::default(),
@@ -91,12 +96,10 @@ pub(crate) fn import(
             blob::read(blob.as_ref(), descriptor.as_ref(), layer)?
         }
     };
-    if imported.diff_id != source.diff_id {
-        return Err(LayerError::DiffId {
-            actual: imported.diff_id,
-        });
+    match imported.diff_id {
+        Some(actual) if actual != source.diff_id => Err(LayerError::DiffId { actual }),
+        _ => Ok(imported),
     }
-    Ok(imported)
 }
 
 /// One layer in work.
@@ -120,7 +123,8 @@ struct Layer<'a> {
     // The back end: what was read.
     /// Small files that were read and are not all taken yet.
     taken: Option<TakenFiles>,
-    sha256: Sha256,
+    /// `None` if the source is trusted.
+    sha256: Option<Sha256>,
     writer: Writer<'a, 'a>,
     large: Option<OpenLarge<'a>>,
     counts: Counts,
@@ -202,6 +206,15 @@ enum LargeTo<'a> {
         verity: Box<VerityHasher>,
     },
     Object(Box<ObjectWriter<'a, 'a>>),
+}
+
+impl Imported {
+    pub(crate) fn outcome(&self) -> LayerOutcome {
+        match self.diff_id {
+            Some(_) => LayerOutcome::Imported,
+            None => LayerOutcome::Trusted,
+        }
+    }
 }
 
 impl Layer<'_> {
@@ -445,7 +458,9 @@ impl Layer<'_> {
 
     /// Every byte of the tar goes through here, in order.
     fn read(&mut self, bytes: &[u8]) {
-        self.sha256.update(bytes);
+        if let Some(sha256) = &mut self.sha256 {
+            sha256.update(bytes);
+        }
         self.tar_bytes += bytes.len() as u64;
         self.meter.bytes(bytes.len() as u64);
     }
@@ -561,7 +576,9 @@ impl Layer<'_> {
         }
         self.meter.tell();
         Ok(Imported {
-            diff_id: DiffId::from_bytes(self.sha256.finalize().into()),
+            diff_id: self
+                .sha256
+                .map(|sha256| DiffId::from_bytes(sha256.finalize().into())),
             stream: self.writer.finish()?.0,
             tar_bytes: self.tar_bytes,
             counts: self.counts,

@@ -17,7 +17,9 @@ use crate::durable;
 use crate::error::{Error, Result};
 use crate::failpoint::failpoint;
 use crate::names::{Category, REFS, RefPath, object_target, ref_target};
+use crate::oci::NamesStream;
 use crate::repo::{OBJECTS, Repository};
+use crate::verification::Verification;
 
 impl Batch<'_> {
     /// Makes everything durable and visible; returns what was stored.
@@ -40,8 +42,20 @@ impl Batch<'_> {
             // 2. Their names.
             self.name_objects(&state.objects)?;
         }
+        let mut marked = false;
+        for (layer, verification) in &state.verifications {
+            // Of what was verified once nothing less is said.
+            let name = layer.stream_name();
+            if *verification == Verification::Trusted
+                && self.repository.stream(&name)?.as_ref() != state.streams.get(&name)
+            {
+                failpoint("commit-mark");
+                self.repository.mark_unverified(layer)?;
+                marked = true;
+            }
+        }
         // What other programs write to the filesystem meanwhile must not be waited for in vain.
-        if state.objects.count > 0 || !self.is_in_place(&state) {
+        if state.objects.count > 0 || marked || !self.is_in_place(&state) {
             // Also makes objects durable that another writer has only just stored.
             failpoint("commit-objects-named");
             durable::sync_filesystem(&self.dir, root)?;
@@ -76,6 +90,12 @@ impl Batch<'_> {
             let directory = Path::new(Category::Streams.directory());
             let dir = touched.enter(self.repository, directory)?;
             durable::unlink(dir, bridge_name(digest), &root.join(directory))?;
+        }
+
+        for (layer, verification) in &state.verifications {
+            if *verification == Verification::Verified {
+                self.repository.unmark(layer)?;
+            }
         }
 
         // 4. The refs.

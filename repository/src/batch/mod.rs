@@ -27,7 +27,9 @@ use crate::durable;
 use crate::error::{Error, Result};
 use crate::names::{Category, RefPath, StreamName};
 use crate::object::ReadObjects;
+use crate::oci::DiffId;
 use crate::repo::Repository;
+use crate::verification::Verification;
 pub use staged::ObjectWriter;
 use staged::StagedFile;
 
@@ -108,6 +110,7 @@ struct State {
     streams: BTreeMap<StreamName, VerityDigest>,
     images: BTreeSet<VerityDigest>,
     refs: BTreeMap<(Category, RefPath), String>,
+    verifications: BTreeMap<DiffId, Verification>,
     stats: CommitStats,
 }
 
@@ -122,6 +125,7 @@ impl State {
             streams: BTreeMap::new(),
             images: BTreeSet::new(),
             refs: BTreeMap::new(),
+            verifications: BTreeMap::new(),
             stats: CommitStats::default(),
         }
     }
@@ -313,6 +317,11 @@ impl<'r> Batch<'r> {
         self.state()
             .refs
             .insert((category, path.clone()), target.to_owned());
+    }
+
+    /// Says of a layer that this batch links whether its diff ID was compared.
+    pub fn set_verification(&self, layer: &DiffId, verification: Verification) {
+        self.state().verifications.insert(*layer, verification);
     }
 
     /// The stream that this batch will link under `name`, else the one that the repository has.
