@@ -191,7 +191,11 @@ fn import_tells_a_user_what_is_missing_for_their_namespace() -> Result<()> {
         .refused_with(&["/etc/subuid", "usermod --add-subuids"])?;
 
     let user = User::add(&machine, &home("no-helpers")?, SubordinateIds::Some)?;
-    finish(user.store(&["import", IMAGE])?.env("PATH", "/nowhere"))?
-        .refused_with(&["newuidmap", "uidmap"])?;
+    let mut import = user.command("env");
+    import
+        .arg("PATH=/nowhere")
+        .arg(peers.composefs_store()?)
+        .args(["import", IMAGE]);
+    finish(&mut import)?.refused_with(&["newuidmap", "the package uidmap"])?;
     Ok(())
 }
