@@ -74,6 +74,7 @@ fn main() -> ExitCode {
 fn prepare(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Import(args) => commands::import::prepare(args),
+        Command::Pull(args) => commands::pull::prepare(args),
         _ => Ok(()),
     }
 }

@@ -32,10 +32,15 @@ struct Pulled {
     storage: String,
 }
 
-pub(crate) fn pull(context: &Context, args: &Pull) -> anyhow::Result<Outcome> {
+/// Goes on in the user's namespace, if the command works on a user's storage. Returns where it does not.
+pub(crate) fn prepare(args: &Pull) -> anyhow::Result<()> {
     if !args.bootc && rootless::is_needed() {
         rootless::reexecute().context("cannot read the layers of a user's podman")?;
     }
+    Ok(())
+}
+
+pub(crate) fn pull(context: &Context, args: &Pull) -> anyhow::Result<Outcome> {
     let interrupt = Interrupt::watch(&context.channel)?;
     // Before anything is fetched; not kept open, because that would keep gc waiting for the network.
     drop(repo::open(&context.repo)?);

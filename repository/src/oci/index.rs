@@ -65,6 +65,8 @@ impl Index {
 /// Records that an image, which is in the repository or in the batch, was chosen from `indexes`. Each
 /// must name the image or another one of them. What is recorded already stays.
 pub fn add_indexes(batch: &Batch<'_>, image: ManifestDigest, indexes: &[Index]) -> Result<()> {
+    // The manifest's stream is read, changed and written.
+    batch.enter_images()?;
     let name = image.stream_name();
     let missing = || OciError::NoStream(name.clone());
     let manifest = batch.stream(&name)?.ok_or_else(missing)?;
