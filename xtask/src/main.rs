@@ -51,6 +51,9 @@ enum Command {
         #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
+    /// The imports that are measured, in their namespaces.
+    #[command(name = bench::IMPORT_STAGE, hide = true)]
+    BenchImportStage { rounds: usize },
     /// The demo, in its namespaces.
     #[command(name = demo::STAGE, hide = true)]
     DemoStage { image: Option<String> },
@@ -68,6 +71,7 @@ fn main() -> Result<ExitCode> {
         Command::DemoStage { image } => demo::stage(image.as_deref()),
         Command::Bench { subject } => bench::run(&subject),
         Command::BenchStage { command } => bench::stage(&command),
+        Command::BenchImportStage { rounds } => bench::import_stage(rounds),
         Command::Setup => setup::for_tests().map(|()| ExitCode::SUCCESS),
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::FirstProcess { command } => isolate::first_process(&command),

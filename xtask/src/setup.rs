@@ -73,6 +73,13 @@ pub(crate) fn for_demo() -> Result<()> {
     packages(FOR_DEMO)
 }
 
+/// Installs what the benchmarks of imports need.
+pub(crate) fn for_bench() -> Result<()> {
+    for_tests()?;
+    let _lock = cache_lock("setup")?;
+    packages(&["strace"])
+}
+
 /// Installs what the tests need.
 pub(crate) fn for_tests() -> Result<()> {
     root()?;

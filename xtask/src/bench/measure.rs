@@ -24,10 +24,19 @@ pub(super) const ROUNDS: usize = 7;
 pub(super) struct Cost {
     /// Time on the clock.
     pub(super) wall: Duration,
-    /// Time on all cores, user and system.
-    pub(super) cpu: Duration,
+    /// Time on all cores in the program.
+    pub(super) user: Duration,
+    /// Time on all cores in the kernel.
+    pub(super) system: Duration,
     /// Most memory it had at once, in bytes.
     pub(super) peak: u64,
+}
+
+impl Cost {
+    /// Time on all cores, user and system.
+    pub(super) fn cpu(&self) -> Duration {
+        self.user + self.system
+    }
 }
 
 /// A program that reads its standard input and writes its standard output.
@@ -41,27 +50,47 @@ pub(super) struct Contender {
 
 impl Contender {
     fn run(&self) -> Result<Cost> {
-        let output = Command::new(std::env::current_exe()?)
-            .arg(STAGE)
-            .arg(&self.input)
-            .arg(&self.output)
-            .args(&self.command)
-            .output()
-            .context("start the process that measures")?;
-        ensure!(
-            output.status.success(),
-            "{}: {}",
-            self.name,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let cost: Value = serde_json::from_slice(&output.stdout)?;
-        let number = |key: &str| cost[key].as_u64().with_context(|| format!("no {key}"));
-        Ok(Cost {
-            wall: Duration::from_micros(number("wall_us")?),
-            cpu: Duration::from_micros(number("cpu_us")?),
-            peak: number("peak")?,
-        })
+        run(self.name, &self.input, &self.output, &self.command)
     }
+}
+
+/// Runs a program once, without input, and forgets what it prints.
+pub(super) fn run_once(name: &str, command: &[OsString]) -> Result<Cost> {
+    let null = Path::new("/dev/null");
+    let cost = run(name, null, null, command)?;
+    tell(name, &cost);
+    Ok(cost)
+}
+
+fn run(name: &str, input: &Path, output: &Path, command: &[OsString]) -> Result<Cost> {
+    let output = Command::new(std::env::current_exe()?)
+        .arg(STAGE)
+        .args([input, output])
+        .args(command)
+        .output()
+        .context("start the process that measures")?;
+    ensure!(
+        output.status.success(),
+        "{name}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let cost: Value = serde_json::from_slice(&output.stdout)?;
+    let number = |key: &str| cost[key].as_u64().with_context(|| format!("no {key}"));
+    Ok(Cost {
+        wall: Duration::from_micros(number("wall_us")?),
+        user: Duration::from_micros(number("user_us")?),
+        system: Duration::from_micros(number("system_us")?),
+        peak: number("peak")?,
+    })
+}
+
+fn tell(name: &str, cost: &Cost) {
+    eprintln!(
+        "{name:40} {:8.3} s {:8.3} s cpu {:6} MB",
+        cost.wall.as_secs_f64(),
+        cost.cpu().as_secs_f64(),
+        cost.peak / 1_000_000
+    );
 }
 
 /// Runs all in turns and gives the median of each of their costs.
@@ -70,13 +99,7 @@ pub(super) fn medians(contenders: &[Contender]) -> Result<Vec<Cost>> {
     for round in 0..=ROUNDS {
         for (contender, costs) in contenders.iter().zip(&mut costs) {
             let cost = contender.run()?;
-            eprintln!(
-                "{:40} {:8.3} s {:8.3} s cpu {:6} MB",
-                contender.name,
-                cost.wall.as_secs_f64(),
-                cost.cpu.as_secs_f64(),
-                cost.peak / 1_000_000
-            );
+            tell(contender.name, &cost);
             if round > 0 {
                 costs.push(cost);
             }
@@ -85,7 +108,7 @@ pub(super) fn medians(contenders: &[Contender]) -> Result<Vec<Cost>> {
     Ok(costs.iter().map(|costs| median(costs)).collect())
 }
 
-fn median(costs: &[Cost]) -> Cost {
+pub(super) fn median(costs: &[Cost]) -> Cost {
     fn middle<T: Ord + Copy>(values: impl Iterator<Item = T>) -> T {
         let mut values: Vec<T> = values.collect();
         values.sort();
@@ -93,7 +116,8 @@ fn median(costs: &[Cost]) -> Cost {
     }
     Cost {
         wall: middle(costs.iter().map(|cost| cost.wall)),
-        cpu: middle(costs.iter().map(|cost| cost.cpu)),
+        user: middle(costs.iter().map(|cost| cost.user)),
+        system: middle(costs.iter().map(|cost| cost.system)),
         peak: middle(costs.iter().map(|cost| cost.peak)),
     }
 }
@@ -115,12 +139,12 @@ pub(super) fn stage(command: &[OsString]) -> Result<()> {
     let wall = begin.elapsed();
     ensure!(status.success(), "{}: {status}", program.display());
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let cpu = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
     println!(
         "{}",
         json!({
             "wall_us": u64::try_from(wall.as_micros())?,
-            "cpu_us": u64::try_from(cpu)?,
+            "user_us": u64::try_from(usage.user_time().num_microseconds())?,
+            "system_us": u64::try_from(usage.system_time().num_microseconds())?,
             "peak": u64::try_from(usage.max_rss())? * 1024,
         })
     );

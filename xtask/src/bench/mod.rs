@@ -4,6 +4,7 @@
 //! all of them, and the medians are kept. Only what was measured is written down.
 
 mod image;
+mod import;
 mod input;
 mod measure;
 mod report;
@@ -15,6 +16,7 @@ use clap::Subcommand;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+pub(crate) use import::{STAGE as IMPORT_STAGE, stage as import_stage};
 pub(crate) use measure::STAGE;
 
 /// What to measure.
@@ -22,18 +24,27 @@ pub(crate) use measure::STAGE;
 pub(crate) enum Subject {
     /// Images of dumpfiles, against the C tools and composefs-rs.
     Image,
+    /// Imports from podman's storage, against cfsctl.
+    Import {
+        /// How often each program runs, if not 7 times.
+        #[arg(long)]
+        rounds: Option<usize>,
+    },
 }
 
 /// Measures, prints the result and puts it into `docs/benchmarks.md`.
 pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
-    setup::for_tests()?;
-    let scratch = Scratch::new()?;
-    let section = match subject {
-        Subject::Image => image::measure(scratch.path())?,
-    };
-    println!("{section}");
-    section.save()?;
-    Ok(ExitCode::SUCCESS)
+    match subject {
+        Subject::Image => {
+            setup::for_tests()?;
+            let scratch = Scratch::new()?;
+            let section = image::measure(scratch.path())?;
+            println!("{section}");
+            section.save()?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Subject::Import { rounds } => import::run(*rounds),
+    }
 }
 
 /// Runs one program and prints what it took; see [`measure`].

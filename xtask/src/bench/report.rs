@@ -17,10 +17,15 @@ pub(super) struct Section {
 impl Section {
     /// Begins a section with the command that makes it, the machine and the date.
     pub(super) fn new(heading: &'static str, command: &str) -> Result<Self> {
+        Self::with_rounds(heading, command, ROUNDS)
+    }
+
+    /// The same where programs ran another number of times.
+    pub(super) fn with_rounds(heading: &'static str, command: &str, rounds: usize) -> Result<Self> {
         let mut text = format!("`{command}`, {}.\n", machine()?);
         writeln!(
             text,
-            "Each program ran {ROUNDS} times in turns with the others, after once for the caches; \
+            "Each program ran {rounds} times in turns with the others, after once for the caches; \
              the table has medians."
         )?;
         Ok(Self { heading, text })
@@ -49,14 +54,30 @@ impl Section {
                 self.text,
                 "| {name} | {:.3} s | {:.3} s | {:.1} MB | {:.2}, {:.2}, {:.2} |",
                 cost.wall.as_secs_f64(),
-                cost.cpu.as_secs_f64(),
+                cost.cpu().as_secs_f64(),
                 cost.peak as f64 / 1e6,
                 ratio(cost.wall.as_secs_f64(), base.wall.as_secs_f64()),
-                ratio(cost.cpu.as_secs_f64(), base.cpu.as_secs_f64()),
+                ratio(cost.cpu().as_secs_f64(), base.cpu().as_secs_f64()),
                 ratio(cost.peak as f64, base.peak as f64),
             )?;
         }
         Ok(())
+    }
+
+    /// Begins a table with these columns, of which the first has words.
+    pub(super) fn head(&mut self, columns: &[&str]) {
+        self.text.push('\n');
+        self.row(&columns.iter().map(ToString::to_string).collect::<Vec<_>>());
+        self.text.push_str("|---");
+        self.text.push_str(&"|---:".repeat(columns.len() - 1));
+        self.text.push_str("|\n");
+    }
+
+    /// Adds a row to it.
+    pub(super) fn row(&mut self, cells: &[String]) {
+        self.text.push_str("| ");
+        self.text.push_str(&cells.join(" | "));
+        self.text.push_str(" |\n");
     }
 
     /// Replaces the section of this heading in `docs/benchmarks.md`, or adds it.
