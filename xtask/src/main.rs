@@ -11,6 +11,7 @@ mod scratch;
 mod setup;
 mod steps;
 mod test;
+mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -45,6 +46,12 @@ enum Command {
         #[arg(long)]
         filter: Option<String>,
     },
+    /// Run the tests that need fs-verity or systemd, in a virtual machine.
+    Vm {
+        /// Only the tests whose names contain this.
+        #[arg(long)]
+        filter: Option<String>,
+    },
     /// Runs a program and tells what it took.
     #[command(name = bench::STAGE, hide = true)]
     BenchStage {
@@ -57,6 +64,9 @@ enum Command {
     /// The demo, in its namespaces.
     #[command(name = demo::STAGE, hide = true)]
     DemoStage { image: Option<String> },
+    /// The virtual machine, in its namespaces.
+    #[command(name = vm::STAGE, hide = true)]
+    VmStage { filter: Option<String> },
     /// First process of the namespaces: prepare them, run the command, reap.
     #[command(name = isolate::FIRST_PROCESS, hide = true)]
     FirstProcess {
@@ -74,6 +84,8 @@ fn main() -> Result<ExitCode> {
         Command::BenchImportStage { rounds } => bench::import_stage(rounds),
         Command::Setup => setup::for_tests().map(|()| ExitCode::SUCCESS),
         Command::Test { filter } => test::run(filter.as_deref()),
+        Command::Vm { filter } => vm::run(filter.as_deref()),
+        Command::VmStage { filter } => vm::stage(filter.as_deref()),
         Command::FirstProcess { command } => isolate::first_process(&command),
     }
 }

@@ -5,6 +5,7 @@
 //! name only when it is complete. A part that cannot be made is an error, never a skipped test.
 
 use crate::steps::{cargo, ok};
+use crate::vm;
 use anyhow::{Context, Result, bail, ensure};
 use integration::peers::cache_dir;
 use rustix::fs::{FlockOperation, flock};
@@ -37,17 +38,33 @@ const FOR_TESTS: &[&str] = &[
     "openssl",
 ];
 
-/// Newer Debians: release, and the packages in it.
-const ROOTS: &[(&str, &[&str])] = &[
-    (
-        "trixie",
-        &[
+/// A Debian in a root directory of its own.
+pub(crate) struct Root {
+    /// Name of its directory.
+    pub(crate) name: &'static str,
+    pub(crate) release: &'static str,
+    pub(crate) packages: &'static [&'static str],
+    /// A shell script that mmdebstrap runs before the packages are installed, with the directory as `$1`.
+    pub(crate) before: &'static str,
+    /// The same at the end.
+    pub(crate) after: &'static str,
+}
+
+/// Newer podmans, and what the virtual machine is and runs in.
+const ROOTS: &[Root] = &[
+    Root {
+        name: "trixie",
+        release: "trixie",
+        packages: &[
             "crun", "mount", "netavark", "nftables", "podman", "skopeo", "uidmap",
         ],
-    ),
-    (
-        "sid",
-        &[
+        before: "",
+        after: "",
+    },
+    Root {
+        name: "sid",
+        release: "sid",
+        packages: &[
             "composefs",
             "crun",
             "erofs-utils",
@@ -58,7 +75,11 @@ const ROOTS: &[(&str, &[&str])] = &[
             "skopeo",
             "uidmap",
         ],
-    ),
+        before: "",
+        after: "",
+    },
+    vm::GUEST,
+    vm::EMULATOR,
 ];
 
 const CFSCTL_VERSION: &str = "0.9.4";
@@ -85,8 +106,8 @@ pub(crate) fn for_tests() -> Result<()> {
     root()?;
     let _lock = cache_lock("setup")?;
     packages(&[FOR_DEMO, FOR_TESTS].concat())?;
-    for (release, packages) in ROOTS {
-        debian(release, packages).with_context(|| format!("make the {release} root directory"))?;
+    for root in ROOTS {
+        debian(root).with_context(|| format!("make the root directory {}", root.name))?;
     }
     cfsctl().context("install cfsctl")?;
     oracle().context("install the program of integration/oracle")
@@ -137,32 +158,39 @@ fn apt_get() -> Command {
     command
 }
 
-fn debian(release: &str, packages: &[&str]) -> Result<()> {
+fn debian(root: &Root) -> Result<()> {
     let roots = cache_dir().join("roots");
-    let done = roots.join(release);
-    let recipe = packages.join("\n");
+    let done = roots.join(root.name);
+    let recipe = [&root.packages.join("\n"), root.before, root.after].concat();
     if std::fs::read_to_string(done.join(RECIPE)).is_ok_and(|found| found == recipe) {
         return Ok(());
     }
     std::fs::create_dir_all(&roots)?;
-    let new = roots.join(format!("{release}.new"));
+    let new = roots.join(format!("{}.new", root.name));
     remove(&new)?;
     ok(Command::new("mmdebstrap")
         .args(["--quiet", "--variant=apt"])
         // A mirror may be some days behind the end of the validity of sid's Release file.
         .arg("--aptopt=Acquire::Check-Valid-Until \"false\"")
-        .arg(format!("--include={}", packages.join(",")))
-        .arg(release)
+        .arg(format!("--include={}", root.packages.join(",")))
+        .arg(format!("--essential-hook={}", or_true(root.before)))
+        .arg(format!("--customize-hook={}", or_true(root.after)))
+        .arg(root.release)
         .arg(&new)
         .current_dir("/"))?;
     std::fs::write(new.join(RECIPE), recipe)?;
-    let old = roots.join(format!("{release}.old"));
+    let old = roots.join(format!("{}.old", root.name));
     remove(&old)?;
     if done.exists() {
         std::fs::rename(&done, &old)?;
     }
     std::fs::rename(&new, &done)?;
     remove(&old)
+}
+
+/// The script, or one that does nothing.
+fn or_true(script: &str) -> &str {
+    if script.is_empty() { "true" } else { script }
 }
 
 fn cfsctl() -> Result<()> {

@@ -1,0 +1,239 @@
+//! `cargo xtask vm`: the tests that need fs-verity or systemd, in a virtual machine.
+//!
+//! The guest is a Debian trixie with systemd, its own kernel and podman, on an ext4 with fs-verity;
+//! programs, tests and an image come on a second disk, and a third one is a btrfs. QEMU emulates the
+//! processor, so no machine is too virtual for it. The guest is started once for each boot that the
+//! tests are about; its disks live as long as the run.
+
+use crate::isolate;
+use crate::scratch::Scratch;
+use crate::setup::{self, Root};
+use crate::steps::{build, ok, workspace};
+use anyhow::{Context, Result, bail, ensure};
+use integration::fixture::Limits;
+use integration::peers::cache_dir;
+use integration::{Fixture, Peers};
+use rustix::mount::mount_bind;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+/// The hidden subcommand that runs in the namespaces.
+pub(crate) const STAGE: &str = "__vm";
+
+/// How often the guest is started: `guest` has the tests of boot N in modules called `boot_N`.
+const BOOTS: u32 = 2;
+
+/// A boot with its tests takes one to two minutes on an idle machine.
+const BOOT_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// What the guest runs.
+pub(crate) const GUEST: Root = Root {
+    name: "vm-guest",
+    release: "trixie",
+    packages: &[
+        "btrfs-progs",
+        "crun",
+        "e2fsprogs",
+        "fsverity",
+        "kmod",
+        "linux-image-cloud-amd64",
+        "mount",
+        "podman",
+        "skopeo",
+        "systemd-sysv",
+        "udev",
+    ],
+    // A small initramfs: the guest unpacks it at the speed of an emulated processor.
+    before: r#"mkdir -p "$1/etc/initramfs-tools/conf.d"
+printf 'MODULES=list\nCOMPRESS=lz4\nRESUME=none\n' >"$1/etc/initramfs-tools/conf.d/vm"
+printf 'virtio_blk\n' >"$1/etc/initramfs-tools/modules""#,
+    after: concat!(
+        r#"mkdir -p "$1/work" "$1/btrfs"
+printf '/dev/vda / ext4 defaults 0 0\nLABEL=work /work ext4 defaults 0 0\nLABEL=btrfs /btrfs btrfs defaults 0 0\n' >"$1/etc/fstab"
+systemctl --root "$1" mask getty@tty1 serial-getty@ttyS0 serial-getty@hvc0 apt-daily.timer apt-daily-upgrade.timer
+cat >"$1/etc/systemd/system/guest.service" <<END
+"#,
+        include_str!("guest.service"),
+        "END\n",
+    ),
+};
+
+/// What QEMU runs in: that of Debian 12 crashes this kernel.
+pub(crate) const EMULATOR: Root = Root {
+    name: "vm-emulator",
+    release: "trixie",
+    packages: &["qemu-system-x86"],
+    before: "",
+    after: "",
+};
+
+/// Builds the programs and the disks, and runs the tests, or only those whose names contain `filter`.
+pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
+    setup::for_tests()?;
+    let scratch = Scratch::new()?;
+    let programs = programs()?;
+    run_in(scratch, &programs, filter)
+}
+
+/// The programs that go into the guest: name there, and file here.
+pub(crate) type Programs = Vec<(&'static str, PathBuf)>;
+
+/// Builds the program and the guest's tests.
+pub(crate) fn programs() -> Result<Programs> {
+    const PACKAGE: [&str; 4] = ["build", "--quiet", "--package", "composefs-store"];
+    const TESTS: [&str; 7] = [
+        "test",
+        "--quiet",
+        "--no-run",
+        "--package",
+        "integration",
+        "--test",
+        "guest",
+    ];
+    Ok(vec![
+        ("composefs-store", build(&PACKAGE, "composefs-store")?),
+        ("guest", build(&TESTS, "guest")?),
+    ])
+}
+
+/// Makes the disks in `scratch` and runs the tests on them.
+pub(crate) fn run_in(
+    scratch: Scratch,
+    programs: &Programs,
+    filter: Option<&str>,
+) -> Result<ExitCode> {
+    disks(scratch.path(), programs).context("make the disks of the virtual machine")?;
+    let mut stage: Vec<OsString> = vec![std::env::current_exe()?.into(), STAGE.into()];
+    stage.extend(filter.map(OsString::from));
+    isolate::run(scratch, &stage)
+}
+
+/// The directory of disks and kernel below the scratch directory.
+fn files(scratch: &Path) -> PathBuf {
+    scratch.join("vm")
+}
+
+fn disks(scratch: &Path, programs: &Programs) -> Result<()> {
+    let files = files(scratch);
+    let guest = cache_dir().join("roots").join(GUEST.name);
+    std::fs::create_dir(&files)?;
+    std::fs::copy(only(&guest.join("boot"), "vmlinuz-")?, files.join("kernel"))?;
+    std::fs::copy(only(&guest.join("boot"), "initrd.img-")?, files.join("initrd"))?;
+    ext4(&files.join("root"), &guest, "root", "4G")?;
+
+    let work = files.join("work.d");
+    let bin = work.join("bin");
+    std::fs::create_dir_all(&bin)?;
+    for (name, program) in programs {
+        std::fs::copy(program, bin.join(name))
+            .with_context(|| format!("copy {}", program.display()))?;
+    }
+    std::fs::write(work.join("guest.sh"), include_str!("guest.sh"))?;
+    ok(Command::new("cp")
+        .arg("-r")
+        .arg(workspace().join("contrib"))
+        .arg(&work))?;
+    Fixture::hard(&work.join("layout"), Limits::NONE)?;
+    ext4(&files.join("work"), &work, "work", "1G")?;
+    std::fs::remove_dir_all(work)?;
+
+    let btrfs = files.join("btrfs");
+    std::fs::File::create(&btrfs)?.set_len(1 << 30)?;
+    ok(Command::new("mkfs.btrfs")
+        .args(["--quiet", "--label", "btrfs"])
+        .arg(btrfs))
+}
+
+/// The one file in `dir` whose name begins with `prefix`.
+fn only(dir: &Path, prefix: &str) -> Result<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            found.push(entry.path());
+        }
+    }
+    ensure!(
+        found.len() == 1,
+        "{} should have one {prefix}*",
+        dir.display()
+    );
+    found.pop().context("no file")
+}
+
+/// Makes a disk with a copy of `content`, without mounting it.
+fn ext4(disk: &Path, content: &Path, label: &str, size: &str) -> Result<()> {
+    ok(Command::new("mkfs.ext4")
+        .args(["-q", "-O", "verity", "-b", "4096", "-L", label, "-d"])
+        .args([content, disk])
+        .arg(size))
+}
+
+/// Boots the guest again and again, in the namespaces.
+pub(crate) fn stage(filter: Option<&str>) -> Result<ExitCode> {
+    let peers = Peers::from_env()?;
+    let emulator = peers.root(EMULATOR.name)?;
+    // An existing directory of the root, hidden in this mount namespace alone.
+    let inside = Path::new("/mnt");
+    let files = files(peers.scratch());
+    mount_bind(&files, emulator.join("mnt")).context("show QEMU its disks")?;
+    for boot in 1..=BOOTS {
+        eprintln!("-- boot {boot} of {BOOTS}");
+        let begin = Instant::now();
+        let verdict = files.join("verdict");
+        std::fs::write(&verdict, "")?;
+        run_qemu(&emulator, inside, boot, filter)?;
+        eprintln!("-- {:.0} s", begin.elapsed().as_secs_f64());
+        if std::fs::read_to_string(&verdict)?.trim() != "passed" {
+            let console = std::fs::read(files.join("serial"))?;
+            let console = String::from_utf8_lossy(&console);
+            let lines: Vec<&str> = console.lines().collect();
+            eprintln!("{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+            bail!("boot {boot} of the virtual machine failed; above, its kernel's last words");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_qemu(emulator: &Path, inside: &Path, boot: u32, filter: Option<&str>) -> Result<()> {
+    let file = |name: &str| inside.join(name).display().to_string();
+    let append = format!(
+        "root=/dev/vda rw console=ttyS0 panic=-1 mitigations=off systemd.show_status=false \
+         systemd.wants=guest.service systemd.setenv=BOOT={boot} systemd.setenv=FILTER={}",
+        filter.unwrap_or_default()
+    );
+    let mut qemu = Command::new("chroot");
+    qemu.arg(emulator)
+        .args(["qemu-system-x86_64", "-nodefaults", "-nographic", "-no-reboot"])
+        .args(["-machine", "q35,sata=off", "-cpu", "max", "-accel", "tcg,thread=multi"])
+        .args(["-smp", "2", "-m", "2048"])
+        .args(["-kernel", &file("kernel"), "-initrd", &file("initrd")])
+        .args(["-append", &append])
+        .args(["-serial", &format!("file:{}", file("serial"))])
+        .args(["-device", "virtio-serial"])
+        .args(["-chardev", "stdio,id=tests,signal=off"])
+        .args(["-device", "virtconsole,chardev=tests"])
+        .args(["-chardev", &format!("file,id=verdict,path={}", file("verdict"))])
+        .args(["-device", "virtserialport,chardev=verdict,name=verdict"])
+        .stdin(Stdio::null());
+    for disk in ["root", "work", "btrfs"] {
+        let disk = file(disk);
+        qemu.args(["-drive", &format!("file={disk},if=virtio,format=raw,cache=unsafe")]);
+    }
+    let mut qemu = qemu.spawn().context("start QEMU")?;
+    let end = Instant::now() + BOOT_LIMIT;
+    loop {
+        if let Some(status) = qemu.try_wait()? {
+            ensure!(status.success(), "QEMU: {status}");
+            return Ok(());
+        }
+        if Instant::now() > end {
+            qemu.kill()?;
+            qemu.wait()?;
+            bail!("boot {boot} did not end within {} s", BOOT_LIMIT.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
