@@ -2,6 +2,7 @@
 # BOOT and FILTER come from the kernel's command line.
 cd /work
 export PATH="/work/bin:$PATH"
+export SYSTEMD_COLORS=0
 if guest --test-threads 1 --color never ${FILTER:-"boot_$BOOT::"}; then
     verdict=passed
 else

@@ -35,6 +35,7 @@ pub(crate) const GUEST: Root = Root {
     packages: &[
         "btrfs-progs",
         "crun",
+        "dbus",
         "e2fsprogs",
         "fsverity",
         "kmod",
