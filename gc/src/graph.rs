@@ -22,7 +22,7 @@ use crate::image::{self, Contents, sniff};
 use crate::mark::{Rank, Reached};
 
 /// Something that can be needed, by its index in a list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Node {
     /// A link in `streams/`.
     Stream(usize),

@@ -12,7 +12,7 @@
 //! When in doubt, it is alive: as long as anything that is needed can't be read, everything that it
 //! might name is kept, and [`Plan::problems`] says what is in the way.
 //!
-//! [`fsck()`] looks for damage instead, and changes nothing.
+//! [`fsck()`] looks for damage instead, and changes nothing; [`repair()`] mends what others still have.
 #![forbid(unsafe_code)]
 
 pub mod boot;
@@ -30,6 +30,7 @@ mod objects;
 mod pins;
 mod plan;
 mod progress;
+mod repair;
 mod retention;
 mod roots;
 #[cfg(any(test, feature = "simulate"))]
@@ -46,5 +47,6 @@ pub use plan::{
     Decision, Item, KeepReason, ObjectItem, Plan, RefItem, RemoveReason, StagingItem, plan,
 };
 pub use progress::{Phase, Progress};
+pub use repair::{Mended, RepairError, Repaired, Supplier, repair};
 pub use retention::Retention;
 pub use roots::{Doubt, Need, Owner, OwnerKind, Problem, RefId, Root, Roots, roots};

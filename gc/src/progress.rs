@@ -17,6 +17,10 @@ pub enum Phase {
     CheckingObjects,
     /// Checking streams and images. Counts them.
     CheckingNames,
+    /// Making layers and images again and comparing them. Counts them.
+    CheckingMeaning,
+    /// Having objects stored again. Counts them.
+    Mending,
 }
 
 /// Hears how far long work has come, possibly from several threads at once. `()` doesn't listen.

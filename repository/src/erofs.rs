@@ -6,7 +6,9 @@
 
 use std::collections::BTreeSet;
 
-use composefs_image::{Dialect, Format, Tree, VerityDigest, WriteOptions, write_image};
+use composefs_image::{
+    Dialect, Format, Tree, VerityDigest, VerityHasher, WriteOptions, write_image,
+};
 
 use crate::layers::{BootError, MergeError, Rules, XattrFilter, make_bootable, merged_tree};
 use crate::oci::{self, ConfigDigest, ErofsKey, ErofsRefs, Image, NewImage, OciError};
@@ -122,6 +124,60 @@ pub fn make(
     }
     enter(batch, image, &made)?;
     Ok(made)
+}
+
+/// The digest that an EROFS image of this kind must have. Stores nothing.
+pub fn digest(
+    objects: &(impl ReadObjects + ?Sized),
+    image: &Image,
+    key: &ErofsKey,
+) -> Result<VerityDigest, MakeError> {
+    let mut hasher = VerityHasher::new(objects.algorithm());
+    write(objects, image, key, &mut hasher)?;
+    Ok(hasher.finish())
+}
+
+/// Stores an EROFS image of this kind once more, as the same object, if that is what comes out; returns
+/// whether it is. Enters nothing: the image has it already.
+pub fn store_again(
+    batch: &Batch<'_>,
+    image: &Image,
+    key: &ErofsKey,
+    recorded: &VerityDigest,
+) -> Result<bool, MakeError> {
+    if digest(batch, image, key)? != *recorded {
+        return Ok(false);
+    }
+    let mut object = batch.object_writer()?;
+    write(batch, image, key, &mut object)?;
+    let (made, _, _) = object.finish()?;
+    Ok(made == *recorded)
+}
+
+fn write(
+    objects: &(impl ReadObjects + ?Sized),
+    image: &Image,
+    key: &ErofsKey,
+    out: &mut impl std::io::Write,
+) -> Result<(), MakeError> {
+    let (format, tree) = match (key.rootfs_format(), key.boot_variant()) {
+        (Some(format), _) => (
+            format,
+            rootfs_tree(objects, image, XattrFilter::default())?,
+        ),
+        (None, Some((format, xattrs))) => {
+            let mut tree = rootfs_tree(objects, image, xattrs)?;
+            bootable(objects, image, &mut tree)?;
+            (format, tree)
+        }
+        (None, None) => return Err(MakeError::UnknownKey(key.clone())),
+    };
+    let options = WriteOptions {
+        format,
+        dialect: Dialect::ComposefsRs,
+    };
+    write_image(&tree, &options, out).map_err(|source| Error::WriteImage { format, source })?;
+    Ok(())
 }
 
 /// Enters EROFS images that are stored in the batch as those of `image`.

@@ -137,6 +137,8 @@ impl gc::Progress for Phases {
             gc::Phase::RemovingObjects => "removing-objects",
             gc::Phase::CheckingObjects => "checking-objects",
             gc::Phase::CheckingNames => "checking-names",
+            gc::Phase::CheckingMeaning => "checking-meaning",
+            gc::Phase::Mending => "mending",
         };
         let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // The end of the phase before comes first.

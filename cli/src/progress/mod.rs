@@ -171,6 +171,8 @@ fn words(phase: gc::Phase) -> &'static str {
         gc::Phase::RemovingObjects => "removing objects",
         gc::Phase::CheckingObjects => "checking objects",
         gc::Phase::CheckingNames => "checking streams and images",
+        gc::Phase::CheckingMeaning => "making layers and images again",
+        gc::Phase::Mending => "mending objects",
     }
 }
 

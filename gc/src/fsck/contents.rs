@@ -106,10 +106,7 @@ impl<'a> Checker<'a> {
         self.findings
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push(Finding {
-                path: path.to_owned(),
-                defect,
-            });
+            .push(Finding::new(path, defect));
     }
 
     /// Whether this is the first time that the object comes up.
@@ -213,7 +210,9 @@ impl<'a> Checker<'a> {
     fn add_missing(&self, path: &Path, missing: &Missing) {
         if let Some(first) = missing.first {
             let count = missing.all.len() as u64;
-            self.add(path, Defect::MissingObjects { count, first });
+            let mut all: Vec<_> = missing.all.iter().copied().collect();
+            all.sort_unstable();
+            self.add(path, Defect::MissingObjects { count, first, all });
         }
     }
 }

@@ -1,10 +1,19 @@
 //! fsck: looks at everything in a repository, and says what is wrong. Writes nothing.
 //!
-//! Checks that names are well formed and in their place, that links and refs lead somewhere, that
-//! streams decode to their end, that images are sound, that everything that streams and images name
-//! exists, and that every object's content has the digest that is its name. All content is read.
+//! Three passes, each deeper than the one before ([`Depth`]):
+//!
+//! * **structure**: names are well formed and in their place, links and refs lead somewhere, streams decode
+//!   to their end, images are sound, and everything that streams and images name exists;
+//! * **content**: every object has the digest that is its name;
+//! * **meaning**: manifests and configs have their digests, layers their diff IDs, and images are those that
+//!   their layers make. What depends on the repository, published layers and boot entries, is the caller's
+//!   to check ([`Report::add_dependent`]).
+//!
+//! [`add_owners`] tells who is concerned, [`crate::repair()`] mends.
 
 mod contents;
+mod meaning;
+mod needed_by;
 mod objects;
 mod report;
 
@@ -12,6 +21,7 @@ use repository::list::{Foreign, Oddity};
 use repository::{Category, Repository, Result};
 
 use crate::progress::{Phase, Progress};
+pub use needed_by::add_owners;
 pub use report::{Counts, Defect, Finding, Report};
 
 /// How to look.
@@ -19,13 +29,39 @@ pub use report::{Counts, Defect, Finding, Report};
 pub struct FsckOptions {
     /// How many threads hash and decode; at least one does.
     pub jobs: usize,
+    /// How deep.
+    pub depth: Depth,
+    /// Whether to read objects that the kernel measures.
+    pub data: Data,
+}
+
+/// How deep fsck looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// Names and references; no object is read but streams and images.
+    Structure,
+    /// And every object's digest.
+    Content,
+    /// And what layers and images mean.
+    Meaning,
+}
+
+/// Whether objects with fs-verity are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Data {
+    /// No: the kernel's digest is compared, and it checks what is read later.
+    Measured,
+    /// Yes, so that blocks that have rotted on the disk are found.
+    Read,
 }
 
 impl Default for FsckOptions {
-    /// As many threads as the machine runs at once.
+    /// As many threads as the machine runs at once, and everything but the data that the kernel verifies.
     fn default() -> Self {
         Self {
             jobs: std::thread::available_parallelism().map_or(1, usize::from),
+            depth: Depth::Meaning,
+            data: Data::Measured,
         }
     }
 }
@@ -46,7 +82,7 @@ pub fn fsck(
     }
 
     progress.begin(Phase::CheckingObjects, Some(256));
-    let present = objects::check(repository, options.jobs, progress, &mut report)?;
+    let present = objects::check(repository, options, progress, &mut report)?;
 
     let streams = repository.streams()?;
     let images = repository.images()?;
@@ -88,6 +124,9 @@ pub fn fsck(
                 report.add(path, Defect::DanglingRef { target });
             }
         }
+    }
+    if options.depth == Depth::Meaning {
+        meaning::check(repository, options.jobs, progress, &mut report)?;
     }
     report.finish();
     Ok(report)

@@ -1,5 +1,6 @@
 //! What fsck has found.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use composefs_image::VerityDigest;
@@ -7,6 +8,7 @@ use repository::list::Foreign;
 use serde::Serialize;
 
 use crate::json;
+use crate::roots::Owner;
 
 /// The result of [`crate::fsck()`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -41,11 +43,30 @@ pub struct Finding {
     /// What is wrong with it.
     #[serde(flatten)]
     pub defect: Defect,
+    /// Who needs the objects concerned, as far as [`super::add_owners`] was asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub needed_by: Vec<Owner>,
+}
+
+impl Finding {
+    /// A finding of which it is not known yet who is concerned.
+    pub fn new(path: impl Into<PathBuf>, defect: Defect) -> Self {
+        Self {
+            path: path.into(),
+            defect,
+            needed_by: Vec::new(),
+        }
+    }
 }
 
 impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.defect)
+        write!(f, "{}: {}", self.path.display(), self.defect)?;
+        for (index, owner) in self.needed_by.iter().enumerate() {
+            let before = if index == 0 { "; needed by " } else { ", " };
+            write!(f, "{before}{owner}")?;
+        }
+        Ok(())
     }
 }
 
@@ -62,6 +83,9 @@ pub enum Defect {
     /// The content of an object isn't what its name says, or can't be read.
     #[error("{error}")]
     DamagedObject {
+        /// The object.
+        #[serde(serialize_with = "json::text")]
+        object: VerityDigest,
         /// What is wrong, in words.
         error: String,
     },
@@ -80,6 +104,9 @@ pub enum Defect {
         /// The one that it names first.
         #[serde(serialize_with = "json::text")]
         first: VerityDigest,
+        /// All of them.
+        #[serde(skip)]
+        all: Vec<VerityDigest>,
     },
     /// The object isn't a sound splitstream.
     #[error("{error}")]
@@ -90,6 +117,33 @@ pub enum Defect {
     /// The object isn't a sound image.
     #[error("{error}")]
     InvalidImage {
+        /// What is wrong, in words.
+        error: String,
+    },
+    /// The manifest's or config's stream isn't what its name says, or names what is not there.
+    #[error("{error}")]
+    InvalidOciImage {
+        /// What is wrong, in words.
+        error: String,
+    },
+    /// A layer isn't the one that its name says.
+    #[error("its content has the diff ID {actual}; import the image again under another repository, and compare")]
+    WrongDiffId {
+        /// The diff ID that it has.
+        actual: String,
+    },
+    /// An image isn't the one that the layers make.
+    #[error("the layers of image {image} make another image, {actual}; another release may have made this one")]
+    OtherImage {
+        /// The image's ID.
+        image: String,
+        /// The digest of the image that the layers make.
+        #[serde(serialize_with = "json::text")]
+        actual: VerityDigest,
+    },
+    /// Something that depends on the repository isn't what it should be: a published layer, a boot entry.
+    #[error("{error}")]
+    Dependent {
         /// What is wrong, in words.
         error: String,
     },
@@ -108,17 +162,42 @@ pub enum Defect {
     },
 }
 
+impl Defect {
+    /// The objects that are damaged or missing.
+    pub fn objects(&self) -> &[VerityDigest] {
+        match self {
+            Self::DamagedObject { object, .. } | Self::MissingObject { object } => {
+                std::slice::from_ref(object)
+            }
+            Self::MissingObjects { all, .. } => all,
+            _ => &[],
+        }
+    }
+}
+
 impl Report {
+    /// The objects that are damaged, or missing and needed.
+    pub fn broken(&self) -> BTreeSet<VerityDigest> {
+        let findings = self.findings.iter();
+        findings
+            .flat_map(|finding| finding.defect.objects())
+            .copied()
+            .collect()
+    }
+
+    /// Adds what the caller found wrong with something that depends on the repository.
+    pub fn add_dependent(&mut self, path: impl Into<PathBuf>, error: String) {
+        self.add(path, Defect::Dependent { error });
+        self.finish();
+    }
+
     /// Whether nothing is wrong.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
     }
 
     pub(super) fn add(&mut self, path: impl Into<PathBuf>, defect: Defect) {
-        self.findings.push(Finding {
-            path: path.into(),
-            defect,
-        });
+        self.findings.push(Finding::new(path, defect));
     }
 
     pub(super) fn add_foreign(&mut self, foreign: Foreign) {

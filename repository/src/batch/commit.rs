@@ -201,8 +201,8 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Renames the staged objects into place. Names that exist are left as they are: another writer was
-    /// faster.
+    /// Renames the staged objects into place. Names that exist are left as they are, because another writer
+    /// was faster, but for those of distrusted objects.
     fn name_objects(&self, staged: &Objects) -> Result<()> {
         let root = self.repository.path();
         let (objects, _) = durable::make_dir(self.repository.dir(), OBJECTS, root)?;
@@ -217,7 +217,12 @@ impl Batch<'_> {
             }
             failpoint("commit-object");
             let name = staged.file.to_string();
-            match rename_without_replacing(&self.dir, &name, &objects, &path) {
+            let renamed = if self.distrusted.contains(&digest) {
+                rustix::fs::renameat(&self.dir, &name, &objects, &path)
+            } else {
+                rename_without_replacing(&self.dir, &name, &objects, &path)
+            };
+            match renamed {
                 Ok(()) => {}
                 Err(Errno::EXIST) => {
                     self.repository.has_sound_object(&digest, staged.size)?;

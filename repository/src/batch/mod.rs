@@ -8,7 +8,7 @@
 mod commit;
 mod staged;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -97,6 +97,8 @@ pub struct Batch<'r> {
     next_file: AtomicU64,
     /// Cleared when the filesystem turns out to have no fs-verity.
     try_verity: AtomicBool,
+    /// Objects that count as missing although a file has their name; they are replaced.
+    distrusted: HashSet<VerityDigest>,
     /// Set from outside when the batch is no longer wanted.
     stop: Option<Arc<AtomicBool>>,
     /// Whether this batch keeps others from entering images.
@@ -193,6 +195,7 @@ impl<'r> Batch<'r> {
             name,
             next_file: AtomicU64::new(1),
             try_verity: AtomicBool::new(true),
+            distrusted: HashSet::new(),
             stop: None,
             enters_images: AtomicBool::new(false),
             state: Mutex::new(State::new(repository.algorithm())),
@@ -236,6 +239,14 @@ impl<'r> Batch<'r> {
         Ok(())
     }
 
+    /// Distrusts objects that turned out to be damaged: they count as missing until they are stored, and the
+    /// commit replaces them, in one step for whoever opens them. Who has one open keeps what it is.
+    #[must_use]
+    pub fn distrust(mut self, objects: impl IntoIterator<Item = VerityDigest>) -> Self {
+        self.distrusted.extend(objects);
+        self
+    }
+
     /// The repository it writes to.
     pub fn repository(&self) -> &'r Repository {
         self.repository
@@ -251,6 +262,7 @@ impl<'r> Batch<'r> {
         let staged = self.state().objects.get(digest).map(|staged| staged.size);
         match staged {
             Some(size) => Ok(Some(size)),
+            None if self.distrusted.contains(digest) => Ok(None),
             None => self.repository.object_size(digest),
         }
     }
@@ -360,6 +372,9 @@ impl<'r> Batch<'r> {
         if self.state().objects.get(digest).is_some() {
             return Ok(true);
         }
+        if self.distrusted.contains(digest) {
+            return Ok(false);
+        }
         self.repository.has_sound_object(digest, size)
     }
 
@@ -401,6 +416,9 @@ impl ReadObjects for Batch<'_> {
         self.check_stop()?;
         let staged = self.state().objects.get(digest);
         let Some(staged) = staged else {
+            if self.distrusted.contains(digest) {
+                return Err(Error::NoObject(*digest));
+            }
             return self.repository.open_object(digest);
         };
         let name = staged.file.to_string();
