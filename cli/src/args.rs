@@ -166,7 +166,14 @@ Examples:
     /// Keep whatever is in the repository under a name while something is being done
     #[command(subcommand)]
     Lease(LeaseCommand),
-    /// Check the repository: names, streams, and the digest of every object
+    /// Check the repository: names, streams, the digest of every object, and what they mean
+    #[command(after_help = "\
+Examples:
+  composefs-store fsck
+  composefs-store fsck --depth content --read-data
+  composefs-store fsck --repair --from /mnt/backup/composefs --from docker://registry.example/app:1
+
+Each finding names what is wrong and who needs it: images, containers, boot entries.")]
     Fsck(Fsck),
 }
 
@@ -510,8 +517,38 @@ pub(crate) struct Roots {
     pub(crate) host: HostArgs,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DepthArg {
+    /// names, links and references
+    Structure,
+    /// and the digest of every object
+    Content,
+    /// and the diff ID of every layer, every image made again, published layers and boot entries
+    Meaning,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Fsck {
+    /// How deep to look
+    #[arg(long, value_enum, default_value = "meaning")]
+    pub(crate) depth: DepthArg,
+    /// Read objects although the kernel has their fs-verity digest, so that blocks that have rotted are found
+    #[arg(long)]
+    pub(crate) read_data: bool,
+    /// Have what is damaged or missing stored again, then look once more
+    ///
+    /// Objects come from the images' originals in podman's storage, or from what --from names; EROFS
+    /// images are made again from their layers. All of it is verified.
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Another source for --repair: the directory of a composefs repository, or an image as `import` takes
+    /// it, such as docker://registry.example/app:1 or oci:DIR
+    #[arg(long, value_name = "SOURCE", requires = "repair")]
+    pub(crate) from: Vec<String>,
+    #[command(flatten)]
+    pub(crate) registry: registry::RegistryArgs,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
     /// How many objects to check at a time [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) jobs: Option<u16>,

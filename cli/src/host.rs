@@ -53,17 +53,37 @@ impl Host {
         }
     }
 
-    /// What boots from the repository.
-    fn deployments(&self, repository: &Repository) -> Known {
-        let sources = match &self.sysroot {
-            Some(sysroot) => Some(Sources::at(sysroot)),
-            None => Sources::of(repository),
-        };
-        let Some(mut sources) = sources else {
-            return Known::default();
+    /// Where boot entries and deployments are, if there is a host around the repository.
+    fn sources(&self, repository: &Repository) -> Option<Sources> {
+        let mut sources = match &self.sysroot {
+            Some(sysroot) => Sources::at(sysroot),
+            None => Sources::of(repository)?,
         };
         sources.boot.extend_from_slice(&self.boot);
-        gc::boot::look(repository, &sources, self.orphans)
+        Some(sources)
+    }
+
+    /// What boots from the repository.
+    fn deployments(&self, repository: &Repository) -> Known {
+        match self.sources(repository) {
+            Some(sources) => gc::boot::look(repository, &sources, self.orphans),
+            None => Known::default(),
+        }
+    }
+
+    /// Boot entries that cannot be resolved: the file, and what is wrong.
+    pub(crate) fn unresolved(
+        &self,
+        repository: &Repository,
+    ) -> anyhow::Result<Vec<(PathBuf, String)>> {
+        let Some(sources) = self.sources(repository) else {
+            return Ok(Vec::new());
+        };
+        let problems = gc::boot::check(repository, &gc::boot::find(&sources))?;
+        Ok(problems
+            .into_iter()
+            .map(|problem| (problem.path, problem.fault.to_string()))
+            .collect())
     }
 }
 

@@ -7,6 +7,7 @@ mod host;
 mod interrupt;
 mod output;
 mod progress;
+mod repair;
 mod repo;
 mod tools;
 

@@ -7,11 +7,11 @@ use std::os::unix::fs::symlink;
 
 use common::*;
 use gc::fsck::{Defect, Finding};
-use gc::{FsckOptions, fsck};
+use gc::fsck;
 use repository::Repository;
 
 fn findings(repository: &Repository) -> Vec<Finding> {
-    fsck(repository, FsckOptions { jobs: 3 }, &())
+    fsck(repository, options(), &())
         .unwrap()
         .findings
 }
@@ -26,7 +26,7 @@ fn directory_with_image() -> (Directory, Repository) {
 #[test]
 fn a_sound_repository_has_no_findings_and_everything_is_counted() {
     let (_directory, repository) = directory_with_image();
-    let report = fsck(&repository, FsckOptions::default(), &()).unwrap();
+    let report = fsck(&repository, options(), &()).unwrap();
     assert!(report.is_clean(), "{:?}", report.findings);
     assert_eq!(report.counts.objects, objects(&repository).len() as u64);
     assert_eq!(report.counts.streams, 3);
@@ -60,6 +60,7 @@ fn a_missing_payload_is_found_in_stream_and_image() {
     let expected = Defect::MissingObjects {
         count: 1,
         first: digest,
+        all: vec![digest],
     };
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found.iter().all(|finding| finding.defect == expected));

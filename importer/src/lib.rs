@@ -39,6 +39,7 @@
 #![forbid(unsafe_code)]
 
 mod artifact;
+mod aside;
 mod cancel;
 mod child;
 mod compression;
@@ -56,6 +57,7 @@ pub mod source;
 mod work;
 
 pub use artifact::{ArtifactReport, Keep, import_artifact};
+pub use aside::Aside;
 pub use cancel::Cancel;
 pub use error::{FileError, ImportError, LayerError, MemberProblem, Shortage};
 pub use image::{DiffIdCheck, ImportOptions, free_space, import_image};

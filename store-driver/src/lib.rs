@@ -35,6 +35,7 @@
 #![forbid(unsafe_code)]
 
 mod claims;
+mod check;
 mod error;
 mod host;
 mod in_use;
@@ -53,6 +54,7 @@ mod unpublish;
 mod view;
 
 pub use claims::{Claim, Claimant, Claims, claims, mounted_images};
+pub use check::{Fault, check_published, mend_published, published_image_again};
 pub use error::{Error, Result};
 pub use host::check_host;
 pub use in_use::{Stores, User};

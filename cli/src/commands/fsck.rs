@@ -1,40 +1,162 @@
 //! `fsck`.
 
-use gc::{FsckOptions, fsck as check};
+use std::io::{self, Write};
+use std::path::Path;
+
+use gc::boot::Orphans;
+use gc::fsck::{Data, Depth, add_owners};
+use gc::{FsckOptions, Host as _, Repaired, fsck as check};
+use repository::Repository;
+use serde::Serialize;
 
 use super::Context;
-use crate::args::Fsck;
+use crate::args::{DepthArg, Fsck};
+use crate::host::Host;
+use crate::interrupt::Interrupt;
 use crate::output::count;
+use crate::progress::Level;
+use crate::repair::{self, Published};
 use crate::{Outcome, repo};
 
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    found: gc::Report,
+    /// Only with `--repair`: what was done about an earlier look, after which `found` was found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repaired: Option<Repaired>,
+}
+
 pub(crate) fn fsck(context: &Context, args: &Fsck) -> anyhow::Result<Outcome> {
+    let interrupt = Interrupt::watch(&context.channel)?;
     let repository = repo::open(&context.repo)?;
-    let mut options = FsckOptions::default();
-    if let Some(jobs) = args.jobs {
-        options.jobs = jobs.into();
-    }
-    let progress = context.channel.phases();
-    let report = check(&repository, options, progress.as_ref())?;
-    drop(progress);
-    context.style.print(&report, |out| {
-        for finding in &report.findings {
-            writeln!(out, "{finding}")?;
+    let mut host = Host::new(&args.host, Orphans::Keep)?;
+    let mut found = look(context, args, &repository, &mut host)?;
+    let mut repaired: Option<Repaired> = None;
+    // What a stream needs shows only once the stream is whole.
+    while args.repair && !found.broken().is_empty() {
+        let done = mend(context, args, &repository, &found, &interrupt)?;
+        let is_stuck = done.mended.is_empty();
+        let all = repaired.get_or_insert_default();
+        all.mended.extend(done.mended);
+        all.remaining = done.remaining;
+        found = look(context, args, &repository, &mut host)?;
+        if is_stuck {
+            break;
         }
-        writeln!(
-            out,
-            "checked {}, {}, {}: {}",
-            count(report.counts.objects, "object"),
-            count(report.counts.streams, "stream"),
-            count(report.counts.images, "image"),
-            match report.findings.len() as u64 {
-                0 => "no findings".to_owned(),
-                n => count(n, "finding"),
-            }
-        )
-    })?;
-    Ok(if report.findings.is_empty() {
+    }
+    if args.repair && !found.is_clean() {
+        let mended = store_driver::mend_published(&repository)?;
+        for layer in &mended {
+            let told = format!("replaced the image of the published layer {layer}");
+            context.channel.tell(Level::Note, &told);
+        }
+        if !mended.is_empty() {
+            found = look(context, args, &repository, &mut host)?;
+        }
+    }
+    let report = Report { found, repaired };
+    context
+        .style
+        .print(&report, |out| print(&report, out))?;
+    Ok(if report.found.is_clean() {
         Outcome::Done
     } else {
         Outcome::Findings
     })
+}
+
+/// Mends what was found, as far as anybody has it.
+fn mend(
+    context: &Context,
+    args: &Fsck,
+    repository: &Repository,
+    found: &gc::Report,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Repaired> {
+    let mut suppliers = repair::suppliers(repository, found, args, interrupt, context)?;
+    suppliers.push(Box::new(Published::of(repository)?));
+    let progress = context.channel.phases();
+    Ok(gc::repair(
+        repository,
+        found,
+        &mut suppliers,
+        progress.as_ref(),
+    )?)
+}
+
+fn look(
+    context: &Context,
+    args: &Fsck,
+    repository: &Repository,
+    host: &mut Host,
+) -> anyhow::Result<gc::Report> {
+    let mut options = FsckOptions {
+        depth: match args.depth {
+            DepthArg::Structure => Depth::Structure,
+            DepthArg::Content => Depth::Content,
+            DepthArg::Meaning => Depth::Meaning,
+        },
+        data: if args.read_data {
+            Data::Read
+        } else {
+            Data::Measured
+        },
+        ..FsckOptions::default()
+    };
+    if let Some(jobs) = args.jobs {
+        options.jobs = jobs.into();
+    }
+    let progress = context.channel.phases();
+    let mut report = check(repository, options, progress.as_ref())?;
+    if options.depth == Depth::Meaning {
+        for fault in store_driver::check_published(repository)? {
+            let path = relative(repository, &fault.path);
+            report.add_dependent(path, fault.problem);
+        }
+        for (path, problem) in host.unresolved(repository)? {
+            report.add_dependent(path, problem);
+        }
+    }
+    drop(progress);
+    if !report.is_clean() {
+        add_owners(repository, host.known(repository), &mut report)?;
+    }
+    Ok(report)
+}
+
+/// Findings name what is in the repository relative to it.
+fn relative(repository: &Repository, path: &Path) -> std::path::PathBuf {
+    path.strip_prefix(repository.path())
+        .unwrap_or(path)
+        .to_owned()
+}
+
+fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    if let Some(repaired) = &report.repaired {
+        for mended in &repaired.mended {
+            writeln!(out, "mended object {} from {}", mended.object, mended.from)?;
+        }
+        for object in &repaired.remaining {
+            writeln!(
+                out,
+                "cannot mend object {object}: nobody has it; name another source with --from"
+            )?;
+        }
+    }
+    for finding in &report.found.findings {
+        writeln!(out, "{finding}")?;
+    }
+    let counts = &report.found.counts;
+    writeln!(
+        out,
+        "checked {}, {}, {}: {}",
+        count(counts.objects, "object"),
+        count(counts.streams, "stream"),
+        count(counts.images, "image"),
+        match report.found.findings.len() as u64 {
+            0 => "no findings".to_owned(),
+            n => count(n, "finding"),
+        }
+    )
 }

@@ -175,8 +175,17 @@ pub(crate) fn has_file(repository: &Repository, file: &str) -> bool {
     repository.object_size(&digest).unwrap().is_some()
 }
 
+/// As deep as these repositories go: their documents mean nothing.
+pub(crate) fn options() -> gc::FsckOptions {
+    gc::FsckOptions {
+        jobs: 2,
+        depth: gc::fsck::Depth::Content,
+        ..gc::FsckOptions::default()
+    }
+}
+
 /// fsck finds nothing.
 pub(crate) fn assert_clean(repository: &Repository) {
-    let report = gc::fsck(repository, gc::FsckOptions { jobs: 2 }, &()).unwrap();
+    let report = gc::fsck(repository, options(), &()).unwrap();
     assert_eq!(report.findings, []);
 }

@@ -18,6 +18,7 @@ mod mounting;
 mod peers;
 mod publishing;
 mod registry;
+mod repairing;
 mod rootless;
 mod scene;
 mod sources;

@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
 };
 
-use composefs_image::{Dialect, Format, Metadata, Tree, WriteOptions, write_image};
+use composefs_image::{Metadata, Tree};
 use containers_storage::LayerId;
 use repository::{
     Batch, Category, Repository, VerityDigest,
@@ -21,7 +21,7 @@ use super::{
     stage::make_directory,
 };
 use crate::{
-    Layout,
+    Layout, check,
     error::{Error, Result},
     paths::StorePaths,
     store::layer_ref,
@@ -94,17 +94,8 @@ fn tar_split_error(layer: &LayerId, source: TarSplitError) -> Error {
 }
 
 fn write_erofs(batch: &Batch<'_>, layer: &LayerId, tree: &Tree) -> Result<VerityDigest> {
-    let options = WriteOptions {
-        format: Format::V1,
-        // Nobody else computes this image's digest, and the other dialect cannot say that a file has
-        // more links than names.
-        dialect: Dialect::C,
-    };
     let mut writer = batch.object_writer()?;
-    write_image(tree, &options, &mut writer).map_err(|source| Error::WriteImage {
-        layer: layer.clone(),
-        source,
-    })?;
+    check::write(layer, tree, &mut writer)?;
     let (digest, _, _) = writer.finish()?;
     batch.link_image(&digest);
     batch.set_ref(Category::Images, &layer_ref(layer)?, &digest.to_string());

@@ -9,6 +9,8 @@ mod plan;
 mod report;
 mod stage;
 
+pub(crate) use stage::link_or_copy;
+
 use std::time::SystemTime;
 
 use containers_storage::{Environment, ImageRecord, StorageConf, own_store::BigData};

@@ -1,0 +1,130 @@
+//! Where `fsck --repair` gets objects from.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use containers_storage::{OpenOptions, Storage};
+use gc::{OwnerKind, Report, Supplier};
+use importer::source::{Reference, SourceError, SourceImage, SourceOptions};
+use importer::{Aside, ImportOptions, Quiet};
+use repository::{Repository, VerityDigest};
+
+use crate::args::Fsck;
+use crate::commands::Context;
+use crate::commands::publish::podman_conf;
+use crate::interrupt::Interrupt;
+use crate::progress::Level;
+
+/// What the user named, then what podman's storage still has of the images concerned.
+pub(crate) fn suppliers(
+    repository: &Repository,
+    found: &Report,
+    args: &Fsck,
+    interrupt: &Interrupt,
+    context: &Context,
+) -> anyhow::Result<Vec<Box<dyn Supplier>>> {
+    let mut suppliers: Vec<Box<dyn Supplier>> = Vec::new();
+    if found.broken().is_empty() {
+        return Ok(suppliers);
+    }
+    for source in &args.from {
+        let directory = Path::new(source);
+        if directory.join("objects").is_dir() {
+            let other = Repository::open(directory)
+                .with_context(|| format!("cannot take objects from {source}"))?;
+            suppliers.push(Box::new(other));
+        } else {
+            let image = aside(repository, source, args, interrupt)
+                .with_context(|| format!("cannot take objects from {source}"))?;
+            suppliers.push(Box::new(image));
+        }
+    }
+    let mut names: Vec<&str> = found
+        .findings
+        .iter()
+        .flat_map(|finding| &finding.needed_by)
+        .filter(|owner| owner.kind == OwnerKind::Tag)
+        .map(|owner| owner.name.as_str())
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        let stored = format!("containers-storage:{name}");
+        match aside(repository, &stored, args, interrupt) {
+            Ok(image) => suppliers.push(Box::new(image)),
+            Err(error) => {
+                interrupt.check()?;
+                let told = format!("podman's storage is of no help with {name}: {error:#}");
+                context.channel.tell(Level::Note, &told);
+            }
+        }
+    }
+    Ok(suppliers)
+}
+
+/// An image beside the repository.
+struct Beside(Aside);
+
+impl Supplier for Beside {
+    fn name(&self) -> String {
+        self.0.name().to_owned()
+    }
+
+    fn open(&mut self, object: &VerityDigest) -> Option<File> {
+        self.0.open(object)
+    }
+}
+
+fn aside(
+    repository: &Repository,
+    source: &str,
+    args: &Fsck,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Beside> {
+    let conf = Some(podman_conf(args.host.storage_conf.as_deref())?);
+    let storage = || Storage::open(&OpenOptions { root: None, conf }).map_err(SourceError::from);
+    let from = SourceOptions {
+        platform: None,
+        max_size: None,
+        registry: args.registry.options(),
+        cancel: interrupt.cancel.clone(),
+    };
+    let reference = Reference::parse(source)?;
+    let options = ImportOptions {
+        cancel: interrupt.cancel.clone(),
+        ..ImportOptions::default()
+    };
+    let image: SourceImage<'_> = interrupt.at_work(|| reference.open(storage, &from))?;
+    let aside = interrupt.at_work(|| Aside::import(repository, &image, &options, &Quiet))?;
+    Ok(Beside(aside))
+}
+
+/// The images of published layers, made again.
+pub(crate) struct Published {
+    repository: Repository,
+    path: PathBuf,
+}
+
+impl Published {
+    /// Those that are published from `repository`.
+    pub(crate) fn of(repository: &Repository) -> anyhow::Result<Self> {
+        let path = repository.path().to_owned();
+        Ok(Self {
+            repository: Repository::open(&path)?,
+            path,
+        })
+    }
+}
+
+impl Supplier for Published {
+    fn name(&self) -> String {
+        format!("the layers of what is published from {}", self.path.display())
+    }
+
+    fn open(&mut self, object: &VerityDigest) -> Option<File> {
+        store_driver::published_image_again(&self.repository, object)
+            .ok()
+            .flatten()
+    }
+}
