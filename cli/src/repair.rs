@@ -119,7 +119,10 @@ impl Published {
 
 impl Supplier for Published {
     fn name(&self) -> String {
-        format!("the layers of what is published from {}", self.path.display())
+        format!(
+            "the layers of what is published from {}",
+            self.path.display()
+        )
     }
 
     fn open(&mut self, object: &VerityDigest) -> Option<File> {

@@ -6,14 +6,12 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use common::*;
-use gc::fsck::{Defect, Finding};
 use gc::fsck;
+use gc::fsck::{Defect, Finding};
 use repository::Repository;
 
 fn findings(repository: &Repository) -> Vec<Finding> {
-    fsck(repository, options(), &())
-        .unwrap()
-        .findings
+    fsck(repository, options(), &()).unwrap().findings
 }
 
 fn directory_with_image() -> (Directory, Repository) {

@@ -121,5 +121,10 @@ fn findings_name_everybody_who_needs_what_is_broken() {
         .collect();
     let both = vec!["tag first".to_owned(), "tag second".to_owned()];
     let third = vec!["tag third".to_owned()];
-    assert_eq!(owners, BTreeSet::from([both, third]), "{:?}", report.findings);
+    assert_eq!(
+        owners,
+        BTreeSet::from([both, third]),
+        "{:?}",
+        report.findings
+    );
 }

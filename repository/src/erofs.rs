@@ -161,10 +161,7 @@ fn write(
     out: &mut impl std::io::Write,
 ) -> Result<(), MakeError> {
     let (format, tree) = match (key.rootfs_format(), key.boot_variant()) {
-        (Some(format), _) => (
-            format,
-            rootfs_tree(objects, image, XattrFilter::default())?,
-        ),
+        (Some(format), _) => (format, rootfs_tree(objects, image, XattrFilter::default())?),
         (None, Some((format, xattrs))) => {
             let mut tree = rootfs_tree(objects, image, xattrs)?;
             bootable(objects, image, &mut tree)?;

@@ -61,9 +61,7 @@ pub fn check_published(repository: &Repository) -> Result<Vec<Fault>> {
         let image = match image_of(repository, &record.id)? {
             Some(image) => image,
             None => {
-                fault(
-                    "the repository has no image for this layer; publish its image again".into(),
-                );
+                fault("the repository has no image for this layer; publish its image again".into());
                 continue;
             }
         };
@@ -226,7 +224,9 @@ fn chains(records: &[LayerRecord]) -> Vec<Vec<&LayerRecord>> {
         .iter()
         .filter_map(|record| record.parent.as_ref())
         .collect();
-    let tops = records.iter().filter(|record| !parents.contains(&record.id));
+    let tops = records
+        .iter()
+        .filter(|record| !parents.contains(&record.id));
     tops.map(|top| {
         let mut chain = Vec::new();
         let mut next = Some(top);

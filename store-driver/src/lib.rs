@@ -34,8 +34,8 @@
 //! layer, and never removes a layer that it cannot prove unused.
 #![forbid(unsafe_code)]
 
-mod claims;
 mod check;
+mod claims;
 mod error;
 mod host;
 mod in_use;
@@ -53,8 +53,8 @@ mod time;
 mod unpublish;
 mod view;
 
-pub use claims::{Claim, Claimant, Claims, claims, mounted_images};
 pub use check::{Fault, check_published, mend_published, published_image_again};
+pub use claims::{Claim, Claimant, Claims, claims, mounted_images};
 pub use error::{Error, Result};
 pub use host::check_host;
 pub use in_use::{Stores, User};

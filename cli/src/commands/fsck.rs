@@ -56,9 +56,7 @@ pub(crate) fn fsck(context: &Context, args: &Fsck) -> anyhow::Result<Outcome> {
         }
     }
     let report = Report { found, repaired };
-    context
-        .style
-        .print(&report, |out| print(&report, out))?;
+    context.style.print(&report, |out| print(&report, out))?;
     Ok(if report.found.is_clean() {
         Outcome::Done
     } else {

@@ -127,13 +127,17 @@ pub enum Defect {
         error: String,
     },
     /// A layer isn't the one that its name says.
-    #[error("its content has the diff ID {actual}; import the image again under another repository, and compare")]
+    #[error(
+        "its content has the diff ID {actual}; import the image again under another repository, and compare"
+    )]
     WrongDiffId {
         /// The diff ID that it has.
         actual: String,
     },
     /// An image isn't the one that the layers make.
-    #[error("the layers of image {image} make another image, {actual}; another release may have made this one")]
+    #[error(
+        "the layers of image {image} make another image, {actual}; another release may have made this one"
+    )]
     OtherImage {
         /// The image's ID.
         image: String,

@@ -12,7 +12,12 @@ fn a_imports_into_a_repository_with_fs_verity() -> Result<()> {
         disk.configure("nodev", false)?;
         ok(disk
             .command("skopeo")
-            .args(["copy", "--quiet", "--insecure-policy", "oci:/work/layout:latest"])
+            .args([
+                "copy",
+                "--quiet",
+                "--insecure-policy",
+                "oci:/work/layout:latest",
+            ])
             .arg(format!("containers-storage:{IMAGE}")))?;
         ok(&mut disk.store(&["init"]))?;
         let report = json(&mut disk.store(&["--json", "import", IMAGE]))?;
@@ -74,7 +79,9 @@ fn d_a_changed_object_cannot_be_read() -> Result<()> {
             replace(&object, &content)?;
             drop_caches()?;
             disk.run(IMAGE, &read)?.refused()?;
-            ok(Command::new("fsverity").args(["enable", "--hash-alg", "sha512"]).arg(&object))?;
+            ok(Command::new("fsverity")
+                .args(["enable", "--hash-alg", "sha512"])
+                .arg(&object))?;
             drop_caches()?;
             let done = disk.run(IMAGE, &read)?;
             if content == whole {

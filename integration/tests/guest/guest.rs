@@ -117,7 +117,9 @@ impl Disk {
 /// The fs-verity digest that the kernel has for a file, as `sha512:<hex>`.
 pub(crate) fn measured(file: &Path) -> Result<String> {
     let text = ok(Command::new("fsverity").arg("measure").arg(file))?.text();
-    let (digest, _) = text.split_once(' ').context("fsverity measure says nothing")?;
+    let (digest, _) = text
+        .split_once(' ')
+        .context("fsverity measure says nothing")?;
     Ok(digest.to_owned())
 }
 

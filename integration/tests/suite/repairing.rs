@@ -52,7 +52,10 @@ fn fsck_mends_every_object_from_podmans_storage() -> Result<()> {
     }
     let found = scene.store.finish(&["fsck", "--storage-conf", &conf])?;
     ensure!(found.status.code() == Some(1), "{found}");
-    ensure!(found.text().contains(&format!("needed by tag {IMAGE}")), "{found}");
+    ensure!(
+        found.text().contains(&format!("needed by tag {IMAGE}")),
+        "{found}"
+    );
     let done = scene
         .store
         .ok(&["fsck", "--repair", "--storage-conf", &conf])?;

@@ -127,7 +127,11 @@ pub(super) fn make_directory(path: &Path, mode: u32) -> Result<()> {
 
 /// Gives an object another name: the blob is immutable and ours, so one inode serves both. A file system
 /// that cannot link further gets a clone or a copy.
-pub(crate) fn link_or_copy(repository: &Repository, image: &VerityDigest, path: &Path) -> Result<()> {
+pub(crate) fn link_or_copy(
+    repository: &Repository,
+    image: &VerityDigest,
+    path: &Path,
+) -> Result<()> {
     match fs::hard_link(repository.object_file(image), path) {
         Ok(()) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -121,7 +121,10 @@ fn disks(scratch: &Path, programs: &Programs) -> Result<()> {
     let guest = cache_dir().join("roots").join(GUEST.name);
     std::fs::create_dir(&files)?;
     std::fs::copy(only(&guest.join("boot"), "vmlinuz-")?, files.join("kernel"))?;
-    std::fs::copy(only(&guest.join("boot"), "initrd.img-")?, files.join("initrd"))?;
+    std::fs::copy(
+        only(&guest.join("boot"), "initrd.img-")?,
+        files.join("initrd"),
+    )?;
     ext4(&files.join("root"), &guest, "root", "4G")?;
 
     let work = files.join("work.d");
@@ -207,8 +210,20 @@ fn run_qemu(emulator: &Path, inside: &Path, boot: u32, filter: Option<&str>) -> 
     );
     let mut qemu = Command::new("chroot");
     qemu.arg(emulator)
-        .args(["qemu-system-x86_64", "-nodefaults", "-nographic", "-no-reboot"])
-        .args(["-machine", "q35,sata=off", "-cpu", "max", "-accel", "tcg,thread=multi"])
+        .args([
+            "qemu-system-x86_64",
+            "-nodefaults",
+            "-nographic",
+            "-no-reboot",
+        ])
+        .args([
+            "-machine",
+            "q35,sata=off",
+            "-cpu",
+            "max",
+            "-accel",
+            "tcg,thread=multi",
+        ])
         .args(["-smp", "2", "-m", "2048"])
         .args(["-kernel", &file("kernel"), "-initrd", &file("initrd")])
         .args(["-append", &append])
@@ -216,12 +231,18 @@ fn run_qemu(emulator: &Path, inside: &Path, boot: u32, filter: Option<&str>) -> 
         .args(["-device", "virtio-serial"])
         .args(["-chardev", "stdio,id=tests,signal=off"])
         .args(["-device", "virtconsole,chardev=tests"])
-        .args(["-chardev", &format!("file,id=verdict,path={}", file("verdict"))])
+        .args([
+            "-chardev",
+            &format!("file,id=verdict,path={}", file("verdict")),
+        ])
         .args(["-device", "virtserialport,chardev=verdict,name=verdict"])
         .stdin(Stdio::null());
     for disk in ["root", "work", "btrfs"] {
         let disk = file(disk);
-        qemu.args(["-drive", &format!("file={disk},if=virtio,format=raw,cache=unsafe")]);
+        qemu.args([
+            "-drive",
+            &format!("file={disk},if=virtio,format=raw,cache=unsafe"),
+        ]);
     }
     let mut qemu = qemu.spawn().context("start QEMU")?;
     let end = Instant::now() + BOOT_LIMIT;
