@@ -11,6 +11,7 @@ mod repair;
 mod repo;
 mod tools;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
@@ -120,7 +121,9 @@ fn log_to_stderr(verbose: u8, channel: &Channel) {
     if channel.is_json() {
         log.with_ansi(false).with_writer(|| progress::Log).init();
     } else {
-        log.with_writer(std::io::stderr).init();
+        log.with_ansi(std::io::stderr().is_terminal())
+            .with_writer(std::io::stderr)
+            .init();
     }
 }
 

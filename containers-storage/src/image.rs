@@ -103,12 +103,14 @@ impl Image {
     }
 
     /// The digest of the manifest, as the record has it. [`Image::manifest`] checks it.
+    ///
+    /// Of an image that was chosen from an index, the record's own digest is that of the index.
     pub fn digest(&self) -> Result<ManifestDigest, Error> {
         let digest = self
             .record
-            .digest
-            .as_ref()
-            .or_else(|| self.record.big_data_digests.get("manifest"))
+            .big_data_digests
+            .get("manifest")
+            .or(self.record.digest.as_ref())
             .ok_or_else(|| self.unsupported("there is no manifest"))?;
         ManifestDigest::try_from(digest).map_err(|source| Error::ImageDigest {
             image: self.record.id.clone(),

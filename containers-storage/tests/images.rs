@@ -5,7 +5,8 @@ mod common;
 use std::fs;
 
 use common::{Fixture, conf_for, open_conf, reassemble};
-use containers_storage::{Error, OpenOptions, Storage};
+use containers_storage::own_store::big_data_file_name;
+use containers_storage::{Error, ManifestDigest, OpenOptions, Storage};
 use serde_json::json;
 
 #[test]
@@ -208,6 +209,35 @@ fn a_chain_that_ends_early_is_missing_or_circular_is_refused() {
     root.change_layer(&top, |record| record["parent"] = json!(top.id));
     let error = image.layers().unwrap_err();
     assert!(matches!(error, Error::LayerCycle { .. }), "{error}");
+}
+
+#[test]
+fn an_image_that_was_chosen_from_an_index_has_its_own_manifest_and_the_index() {
+    let fixture = Fixture::new();
+    let root = fixture.root("main");
+    let (id, digest) = root.image(&["localhost/app:latest"], &[]);
+    // As podman records it: the digest is that of the index.
+    let index = json!({"schemaVersion": 2, "manifests": [{"digest": digest.to_string()}]});
+    let index = index.to_string();
+    let of_index = ManifestDigest::of(index.as_bytes()).to_string();
+    let key = format!("manifest-{of_index}");
+    let file = big_data_file_name(&key);
+    fs::write(
+        root.path.join("overlay-images").join(&id).join(file),
+        &index,
+    )
+    .unwrap();
+    let mut records: serde_json::Value =
+        serde_json::from_slice(&fs::read(root.images_json()).unwrap()).unwrap();
+    records[0]["digest"] = json!(of_index);
+    records[0]["big-data-digests"][&key] = json!(of_index);
+    fs::write(root.images_json(), records.to_string()).unwrap();
+
+    let image = root.open().find_image(&of_index).unwrap();
+    assert_eq!(image.digest().unwrap(), digest);
+    assert_eq!(ManifestDigest::of(&image.manifest().unwrap()), digest);
+    assert_eq!(image.config_digest().unwrap().to_hex(), id);
+    assert_eq!(image.indexes().unwrap(), [index.into_bytes()]);
 }
 
 #[test]

@@ -20,6 +20,9 @@ pub enum Fault {
     Status(u16),
 }
 
+/// What a TLS connection begins with.
+const TLS_HANDSHAKE: u8 = 22;
+
 /// A running proxy; it ends with the process.
 #[derive(Debug)]
 pub struct FaultyProxy {
@@ -105,6 +108,12 @@ impl FaultyProxy {
 impl Shared {
     /// Answers the one request that a connection has.
     fn serve(&self, client: &TcpStream) -> Result<()> {
+        // Clients try TLS first, and would wait for a long time for an answer to that.
+        let mut first = [0];
+        client.peek(&mut first)?;
+        if first[0] == TLS_HANDSHAKE {
+            return Ok(());
+        }
         let mut lines = BufReader::new(client).lines();
         let request = lines.next().context("a request")??;
         let mut head = format!("{request}\r\n");
