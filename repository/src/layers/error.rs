@@ -56,6 +56,12 @@ pub enum TarErrorKind {
     /// Two long names, two long link targets or two PAX headers for one member.
     #[error("more than one extension header of a kind for one member")]
     DuplicateExtension,
+    /// A GNU and a PAX extension header that do not agree.
+    #[error("two extension headers give it different values of its {what}")]
+    Contradiction {
+        /// "path" or "link target".
+        what: &'static str,
+    },
     /// Too much metadata for one member.
     #[error("more than 1 MiB of metadata for one member")]
     MetadataLimit,
@@ -148,6 +154,15 @@ pub enum EntryProblem {
     /// A whiteout for a name that the same layer has put there, or for no name.
     #[error("whiteout of something in the same layer")]
     WhiteoutOfOwn,
+    /// Two entries of one path, of which podman refuses to store the second.
+    #[error("the layer has had an entry of this path before")]
+    Duplicate,
+    /// An xattr that Linux does not set.
+    #[error("Linux has no xattr of the name {}", .0.escape_ascii())]
+    XattrName(Vec<u8>),
+    /// A directory that overlayfs would take for another one, or not, by its mount options.
+    #[error("xattr trusted.overlay.redirect would have another directory shown in its place")]
+    Redirect,
     /// The tree cannot hold it.
     #[error(transparent)]
     Tree(TreeError),

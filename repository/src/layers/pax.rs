@@ -2,7 +2,8 @@
 //!
 //! Follows composefs-rs where the standard is silent: text that does not begin with a length ends
 //! the list, a record that is cut short or has no `=` is an error, keys are UTF-8, values are
-//! bytes.
+//! bytes. A record without a value leaves what the header says, as Go's `archive/tar` and podman with it
+//! have it.
 
 use composefs_image::Timestamp;
 

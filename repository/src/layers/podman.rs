@@ -19,12 +19,18 @@
 //!   an error; one that precedes it has no effect. The root is never opaque.
 //! * A regular file of type flag NUL whose path ends in a slash is a directory.
 //! * `security.selinux` is never applied, nor is a name in a namespace that Linux does not have,
-//!   nor `user.*` on what cannot have it; `trusted.overlay.*` is overlayfs' own and invisible.
+//!   nor `user.*` on what cannot have it, nor one without a value; `trusted.overlay.*` is overlayfs'
+//!   own and invisible. A redirect among these would show other directories or not, as the mount
+//!   options have it, and is refused.
 //!
-//! Where podman refuses a layer, this does too, but for type flag 7 and payloads of entries that
-//! have none, which come without harm.
+//! * A path comes once: podman's tar-split has no place for a second entry of it.
+//!
+//! Where podman refuses a layer, this does too, but where it stumbles over something that does no harm:
+//! type flag 7, payloads of entries that have none, numbers that Go does not read, a zero block between
+//! entries, capabilities that are none, `user.*` on a symlink (which rootless podman leaves out).
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher as _, RandomState};
 
 use composefs_image::{InodeId, Kind, Metadata, Timestamp, Tree};
 
@@ -39,6 +45,9 @@ use super::{
 
 /// Links that Linux follows in one path.
 const SYMLINK_LIMIT: usize = 40;
+
+/// Longest name of an xattr that Linux takes, in bytes.
+const XATTR_NAME_LIMIT: usize = 255;
 
 /// Longest path that Linux takes, in bytes.
 const PATH_LIMIT: usize = 4095;
@@ -58,6 +67,39 @@ pub(super) struct LayerTree {
     pub(super) opaque: HashSet<InodeId>,
     /// Directories that were made on the way to something.
     pub(super) implicit: HashSet<InodeId>,
+    paths: Paths,
+}
+
+/// The paths of entries so far, as hashes: a layer can have very many.
+struct Paths {
+    keys: [RandomState; 2],
+    seen: HashSet<[u64; 2]>,
+}
+
+impl Paths {
+    fn new() -> Self {
+        Self {
+            keys: [RandomState::new(), RandomState::new()],
+            seen: HashSet::new(),
+        }
+    }
+
+    /// Whether the path is a new one. Paths are compared as tar-split does: cleaned, but `a`, `/a` and
+    /// `../a` are three.
+    fn insert(&mut self, path: &[u8]) -> bool {
+        let absolute = path.starts_with(b"/");
+        let (mut above, mut names) = (0_usize, Vec::new());
+        for name in path::components(path) {
+            if name != b".." {
+                names.push(name);
+            } else if names.pop().is_none() && !absolute {
+                above += 1;
+            }
+        }
+        let path = (absolute, above, names);
+        let hashes = self.keys.each_ref().map(|key| key.hash_one(&path));
+        self.seen.insert(hashes)
+    }
 }
 
 /// Why a path leads nowhere.
@@ -91,6 +133,7 @@ impl LayerTree {
             tree: Tree::new(root),
             opaque: HashSet::new(),
             implicit: HashSet::new(),
+            paths: Paths::new(),
         }
     }
 
@@ -110,13 +153,13 @@ impl LayerTree {
             &entry.item
         };
         let Cleaned { names, is_dot } = path::clean(&entry.path);
+        if !self.paths.insert(&entry.path) {
+            return Err(EntryProblem::Duplicate);
+        }
         let Some((&name, parents)) = names.split_last() else {
             return match item {
                 _ if is_dot => Ok(()),
-                Item::Directory => {
-                    self.set_metadata(self.tree.root(), entry);
-                    Ok(())
-                }
+                Item::Directory => self.set_metadata(self.tree.root(), entry),
                 _ => Err(EntryProblem::RootNotADirectory),
             };
         };
@@ -136,7 +179,7 @@ impl LayerTree {
             self.tree.unlink(directory, name);
         }
         if let Some(whiteout) = whiteout::parse(name) {
-            return self.white_out(directory, whiteout);
+            return self.white_out(directory, parents, whiteout);
         }
 
         let directory = directory?;
@@ -151,8 +194,7 @@ impl LayerTree {
             Item::HardLink(target) => return self.link(directory, name, target, entry),
             _ => self.add(directory, name, item)?,
         };
-        self.set_metadata(id, entry);
-        Ok(())
+        self.set_metadata(id, entry)
     }
 
     fn add(
@@ -189,7 +231,7 @@ impl LayerTree {
         if (old.uid, old.gid) != (entry.metadata.uid, entry.metadata.gid) {
             self.tree.remove_xattr(id, b"security.capability");
         }
-        self.set_metadata(id, entry);
+        self.set_metadata(id, entry)?;
         if matches!(self.tree.kind(id), Kind::Symlink(_)) {
             self.tree.metadata_mut(id).mtime = old.mtime;
         }
@@ -199,13 +241,19 @@ impl LayerTree {
     fn white_out(
         &mut self,
         directory: Result<InodeId, Astray>,
+        parents: &[&[u8]],
         whiteout: Whiteout<'_>,
     ) -> Result<(), EntryProblem> {
         match whiteout {
-            Whiteout::Opaque => {
-                self.opaque.insert(directory?);
-                Ok(())
-            }
+            Whiteout::Opaque => match directory {
+                Ok(directory) => {
+                    self.opaque.insert(directory);
+                    Ok(())
+                }
+                // The mark is then set on a file, where it means nothing.
+                Err(_) if self.walk(parents, LastLink::Follow).is_ok() => Ok(()),
+                Err(astray) => Err(astray.into()),
+            },
             Whiteout::Name(name) => {
                 let directory = match directory {
                     // Below a file or another whiteout there is nothing to hide.
@@ -226,7 +274,7 @@ impl LayerTree {
     }
 
     /// Mode, owner, time and xattrs as podman applies them; xattrs that are there stay.
-    fn set_metadata(&mut self, id: InodeId, entry: &Entry) {
+    fn set_metadata(&mut self, id: InodeId, entry: &Entry) -> Result<(), EntryProblem> {
         let mut metadata = entry.metadata;
         let (is_directory, is_file, is_symlink) = match self.tree.kind(id) {
             Kind::Directory => (true, false, false),
@@ -239,11 +287,20 @@ impl LayerTree {
         } else {
             metadata.mtime = clamp(metadata.mtime);
         }
-        for (name, value) in &entry.xattrs {
-            match &name[..] {
+        for (name, value) in effective_xattrs(&entry.xattrs) {
+            match name {
+                b"" | b"security." | b"trusted." | b"user." => {
+                    return Err(EntryProblem::XattrName(name.to_vec()));
+                }
+                _ if name.len() > XATTR_NAME_LIMIT => {
+                    return Err(EntryProblem::XattrName(name.to_vec()));
+                }
                 b"security.selinux" => {}
                 b"trusted.overlay.opaque" if is_directory && value == b"y" => {
                     self.opaque.insert(id);
+                }
+                b"trusted.overlay.redirect" if is_directory => {
+                    return Err(EntryProblem::Redirect);
                 }
                 b"system.posix_acl_access" if !is_symlink => match acl::parse(value) {
                     None => {}
@@ -259,7 +316,7 @@ impl LayerTree {
                     }
                 }
                 other => {
-                    let has = |prefix: &[u8]| other.starts_with(prefix) && other != prefix;
+                    let has = |prefix: &[u8]| other.starts_with(prefix);
                     let kept = has(b"security.")
                         || (has(b"trusted.") && !has(b"trusted.overlay."))
                         || (has(b"user.") && (is_directory || is_file));
@@ -270,6 +327,7 @@ impl LayerTree {
             }
         }
         *self.tree.metadata_mut(id) = metadata;
+        Ok(())
     }
 
     fn directory(&self, parents: &[&[u8]]) -> Result<InodeId, Astray> {
@@ -336,6 +394,21 @@ impl LayerTree {
         }
         Ok(())
     }
+}
+
+/// The xattrs that podman sets: of a name that comes twice the last one, and none without a value, as
+/// Go's `archive/tar` takes such a record for the absence of one.
+fn effective_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut seen = HashSet::new();
+    let mut last: Vec<_> = xattrs
+        .iter()
+        .rev()
+        .filter(|(name, _)| seen.insert(name))
+        .collect();
+    last.reverse();
+    last.into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| (&name[..], &value[..]))
 }
 
 /// Times that podman cannot set become 1970.

@@ -396,45 +396,47 @@ fn build_member(
     kind: MemberKind,
     pending: Pending,
 ) -> Result<Member, TarErrorKind> {
-    let mut member = Member {
-        path: match pending.long_name {
-            Some(name) => without_nul(name),
-            None => header.path(),
+    let records = Records::read(pending.pax.as_deref().unwrap_or_default())?;
+    let long_name = pending.long_name.map(until_nul);
+    let long_link = pending.long_link.map(until_nul);
+    // Go lets the GNU form win, composefs-rs the PAX form: nobody can say what such a member is.
+    for (long, record, what) in [
+        (&long_name, records.path, "path"),
+        (&long_link, records.linkpath, "link target"),
+    ] {
+        if let (Some(long), Some(record)) = (long, record)
+            && long != record
+        {
+            return Err(TarErrorKind::Contradiction { what });
+        }
+    }
+    let member = Member {
+        path: match (records.path, long_name) {
+            (Some(path), _) => path.to_vec(),
+            (None, Some(name)) => name,
+            (None, None) => header.path(),
         },
         kind,
         type_flag: header.type_flag(),
-        link_target: match pending.long_link {
-            Some(target) => without_nul(target),
-            None => header.link_target().to_vec(),
+        link_target: match (records.linkpath, long_link) {
+            (Some(target), _) => target.to_vec(),
+            (None, Some(target)) => target,
+            (None, None) => header.link_target().to_vec(),
         },
         mode: (header.mode()? & 0o7777) as u16,
-        uid: header.uid()? as u32,
-        gid: header.gid()? as u32,
-        mtime: Timestamp {
-            sec: header.mtime()? as i64,
-            nsec: 0,
+        uid: records.uid.map_or_else(|| header.uid(), Ok)? as u32,
+        gid: records.gid.map_or_else(|| header.gid(), Ok)? as u32,
+        mtime: match records.mtime {
+            Some(time) => time,
+            None => Timestamp {
+                sec: header.mtime()? as i64,
+                nsec: 0,
+            },
         },
-        size: header.size()?,
+        size: records.size.map_or_else(|| header.size(), Ok)?,
         device: header.device()?,
-        xattrs: Vec::new(),
+        xattrs: records.xattrs,
     };
-    for record in pax::Records::new(pending.pax.as_deref().unwrap_or_default()) {
-        let (key, value) = record?;
-        match key {
-            "path" => member.path = value.to_vec(),
-            "linkpath" => member.link_target = value.to_vec(),
-            "size" => member.size = pax::number("size", value)?,
-            "uid" => member.uid = pax::number("uid", value)? as u32,
-            "gid" => member.gid = pax::number("gid", value)? as u32,
-            "mtime" => member.mtime = pax::time("mtime", value)?,
-            _ if key.starts_with("GNU.sparse.") => return Err(TarErrorKind::Sparse),
-            _ => {
-                if let Some(name) = key.strip_prefix(XATTR_PREFIX) {
-                    member.xattrs.push((name.into(), value.to_vec()));
-                }
-            }
-        }
-    }
     if member.path.is_empty() {
         return Err(TarErrorKind::EmptyPath);
     }
@@ -445,7 +447,51 @@ fn build_member(
     Ok(member)
 }
 
-fn without_nul(mut text: Vec<u8>) -> Vec<u8> {
-    text.pop_if(|last| *last == 0);
+/// What the PAX records of a member say. Of a key that comes twice the last record counts; one without
+/// a value says nothing.
+#[derive(Default)]
+struct Records<'a> {
+    path: Option<&'a [u8]>,
+    linkpath: Option<&'a [u8]>,
+    size: Option<u64>,
+    uid: Option<u64>,
+    gid: Option<u64>,
+    mtime: Option<Timestamp>,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl<'a> Records<'a> {
+    fn read(data: &'a [u8]) -> Result<Self, TarErrorKind> {
+        let mut records = Self::default();
+        for record in pax::Records::new(data) {
+            let (key, value) = record?;
+            let given = (!value.is_empty()).then_some(value);
+            let number = |key| given.map(|value| pax::number(key, value)).transpose();
+            match key {
+                "path" => records.path = given,
+                "linkpath" => records.linkpath = given,
+                "size" => records.size = number("size")?,
+                "uid" => records.uid = number("uid")?,
+                "gid" => records.gid = number("gid")?,
+                "mtime" => {
+                    records.mtime = given.map(|value| pax::time("mtime", value)).transpose()?;
+                }
+                _ if key.starts_with("GNU.sparse.") => return Err(TarErrorKind::Sparse),
+                _ => {
+                    if let Some(name) = key.strip_prefix(XATTR_PREFIX) {
+                        records.xattrs.push((name.into(), value.to_vec()));
+                    }
+                }
+            }
+        }
+        Ok(records)
+    }
+}
+
+/// A long name ends at its first NUL, if it has one.
+fn until_nul(mut text: Vec<u8>) -> Vec<u8> {
+    if let Some(end) = text.iter().position(|&byte| byte == 0) {
+        text.truncate(end);
+    }
     text
 }

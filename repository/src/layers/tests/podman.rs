@@ -291,6 +291,38 @@ fn xattrs_are_kept_but_for_those_that_podman_or_linux_do_not_show() {
 }
 
 #[test]
+fn an_xattr_without_a_value_is_none_and_the_last_of_a_name_counts() {
+    let file = file("f")
+        .xattr("user.twice", "1")
+        .xattr("user.gone", "1")
+        .xattr("user.empty", "")
+        .xattr("user.twice", "2")
+        .xattr("user.gone", "");
+    assert_eq!(tree(&[&[file]]), ["f f 644 0:0 100 1 \"\" user.twice=2"]);
+}
+
+#[test]
+fn an_opaque_mark_below_a_file_means_nothing() {
+    assert_eq!(
+        tree(&[
+            &[directory("d"), file("d/low")],
+            &[
+                file("f"),
+                symlink("l", "f"),
+                file("f/.wh..wh..opq"),
+                file("l/.wh..wh..opq")
+            ],
+        ]),
+        [
+            "d d 755 0:0 100",
+            "d/low f 644 0:0 100 1 \"\"",
+            "f f 644 0:0 100 1 \"\"",
+            "l l 777 0:0 100 1 f",
+        ]
+    );
+}
+
+#[test]
 fn an_access_acl_sets_the_mode_and_stays_only_if_it_says_more() {
     let entry = |tag: u8, permissions: u8| [tag, 0, permissions, 0, 0xff, 0xff, 0xff, 0xff];
     let minimal = [
@@ -355,6 +387,18 @@ fn layers_that_podman_refuses_are_refused() {
             "a/b/c: its directory does not exist",
         ),
         (vec![file("/")], "/: the root must be a directory"),
+        (
+            vec![file("a/b"), file("./a//c/../b")],
+            "./a//c/../b: the layer has had an entry of this path before",
+        ),
+        (
+            vec![file("a").xattr("user.", "1")],
+            "a: Linux has no xattr of the name user.",
+        ),
+        (
+            vec![directory("d").xattr("trusted.overlay.redirect", "/x")],
+            "d: xattr trusted.overlay.redirect",
+        ),
         (
             vec![file("x").pax("path", "n".repeat(256))],
             "a name has 256 bytes",

@@ -245,6 +245,14 @@ fn hostile_headers_are_refused_by_kind() {
             TarErrorKind::MetadataLimit,
         ),
         (vec![extension(b'L', b"a")], TarErrorKind::DanglingExtension),
+        (
+            vec![
+                extension(b'L', b"a\0"),
+                extension(b'x', &records("path", "b")),
+                file("f"),
+            ],
+            TarErrorKind::Contradiction { what: "path" },
+        ),
         (vec![file("")], TarErrorKind::EmptyPath),
         (vec![new("s", b'S', 0)], TarErrorKind::Sparse),
         (
