@@ -107,6 +107,15 @@ pub enum Error {
         /// The images that fit.
         candidates: Vec<ImageId>,
     },
+    /// The image was removed, or anything else was written to its store's records of images, since it was
+    /// looked up, and now it cannot be read.
+    #[error("image {image} was removed or changed by another process; look the image up again")]
+    ImageChanged {
+        /// The image.
+        image: ImageId,
+        /// What came of it.
+        source: Box<Error>,
+    },
     /// An image has no manifest or config, or one of a kind that is not supported.
     #[error("image {image}: {what}")]
     UnsupportedImage {

@@ -12,7 +12,7 @@ use crate::digest::{ConfigDigest, DiffId, Digest, ManifestDigest};
 use crate::error::Error;
 use crate::ids::ImageId;
 use crate::layer::Layer;
-use crate::lock::Interrupt;
+use crate::lock::{Interrupt, LastWrite};
 use crate::own_store::big_data_file_name;
 use crate::read::read_limited;
 use crate::records::ImageRecord;
@@ -27,6 +27,7 @@ pub struct Image {
     storage: Storage,
     root: usize,
     record: ImageRecord,
+    mark: LastWrite,
 }
 
 impl fmt::Debug for Image {
@@ -62,11 +63,27 @@ struct RootFs {
 }
 
 impl Image {
-    pub(crate) fn new(storage: Storage, root: usize, record: ImageRecord) -> Self {
+    pub(crate) fn new(storage: Storage, root: usize, record: ImageRecord, mark: LastWrite) -> Self {
         Self {
             storage,
             root,
             record,
+            mark,
+        }
+    }
+
+    /// What `error`, met while the image was read, is owed to: [`Error::ImageChanged`] if the store's
+    /// records of images were written to since this one was looked up.
+    pub fn explain(&self, error: Error) -> Error {
+        match self
+            .store_root()
+            .marked_image_records(self.storage.interrupt())
+        {
+            Ok((_, mark)) if mark != self.mark => Error::ImageChanged {
+                image: self.record.id.clone(),
+                source: Box::new(error),
+            },
+            _ => error,
         }
     }
 

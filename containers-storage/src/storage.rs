@@ -189,17 +189,22 @@ impl StoreRoot {
 
     /// The image records, read under the read lock.
     pub fn image_records(&self) -> Result<Vec<ImageRecord>, Error> {
-        self.image_records_unless(&Interrupt::never())
+        let (records, _) = self.marked_image_records(&Interrupt::never())?;
+        Ok(records)
     }
 
-    pub(crate) fn image_records_unless(
+    /// The same with the mark of the last writer.
+    pub(crate) fn marked_image_records(
         &self,
         interrupt: &Interrupt,
-    ) -> Result<Vec<ImageRecord>, Error> {
+    ) -> Result<(Vec<ImageRecord>, LastWrite), Error> {
         let dir = self.images_dir();
         let records = dir.join("images.json");
-        let _lock = self.read_lock(&dir.join("images.lock"), &records, interrupt)?;
-        read_records(&records)
+        let lock = self.read_lock(&dir.join("images.lock"), &records, interrupt)?;
+        let mark = lock
+            .as_ref()
+            .map_or_else(|| Ok(LastWrite::default()), ReadLock::last_write)?;
+        Ok((read_records(&records)?, mark))
     }
 
     /// The layer records, volatile ones last, read under the read lock.
@@ -348,9 +353,10 @@ impl Storage {
             RootKind::Additional => 2,
         });
         for root in order {
-            for record in self.root(root).image_records_unless(&self.interrupt)? {
+            let (records, mark) = self.root(root).marked_image_records(&self.interrupt)?;
+            for record in records {
                 if seen.insert(record.id.clone()) {
-                    images.push(Image::new(self.clone(), root, record));
+                    images.push(Image::new(self.clone(), root, record, mark.clone()));
                 }
             }
         }

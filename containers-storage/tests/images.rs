@@ -281,6 +281,20 @@ fn manifest_and_config_with_another_content_are_refused() {
 }
 
 #[test]
+fn an_image_that_is_removed_while_it_is_read_is_said_to_be() {
+    let fixture = Fixture::new();
+    let root = fixture.root("main");
+    let (id, _) = root.image(&["localhost/app:latest"], &[]);
+    let image = root.open().find_image("app").unwrap();
+    fs::remove_dir_all(root.path.join("overlay-images").join(&id)).unwrap();
+    let error = image.explain(image.manifest().unwrap_err());
+    assert!(matches!(error, Error::UnsupportedImage { .. }), "{error}");
+    fs::write(root.path.join("overlay-images/images.lock"), [1; 64]).unwrap();
+    let error = image.explain(image.manifest().unwrap_err());
+    assert!(matches!(error, Error::ImageChanged { .. }), "{error}");
+}
+
+#[test]
 fn unknown_keys_of_records_survive_and_null_is_empty() {
     let text = json!({
         "id": "c0ffee", "names": null, "big-data-names": null, "flags": null,

@@ -56,7 +56,7 @@ fn an_incomplete_layer_is_refused() {
     // A layer that was complete when it was listed, and is being deleted now.
     root.mark_layers_written();
     let error = layer.open().unwrap_err();
-    assert!(matches!(error, Error::LayerIncomplete { .. }), "{error}");
+    assert!(matches!(error, Error::LayerChanged { .. }), "{error}");
 }
 
 #[test]

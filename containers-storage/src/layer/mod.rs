@@ -105,30 +105,36 @@ impl Layer {
 
     /// The layer's directory: in the first root that has one.
     fn directory(&self) -> Result<PathBuf, Error> {
-        self.storage
-            .roots()
-            .iter()
-            .map(|root| root.layer_dir(&self.record.id))
-            .find(|dir| dir.is_dir())
-            .ok_or_else(|| Error::LayerDirectoryMissing {
-                layer: self.record.id.clone(),
-            })
+        for root in self.storage.roots() {
+            let dir = root.layer_dir(&self.record.id);
+            if exists(&dir)? {
+                return Ok(dir);
+            }
+        }
+        Err(Error::LayerDirectoryMissing {
+            layer: self.record.id.clone(),
+        })
     }
 
     /// The layer's file `name` among records and tar-splits: beside the record, or in another root of
     /// a split store.
-    fn beside_record(&self, name: &Path) -> Option<PathBuf> {
+    fn beside_record(&self, name: &Path) -> Result<Option<PathBuf>, Error> {
         let own = self.store_root();
-        std::iter::once(own)
-            .chain(self.storage.roots().iter().filter(|root| {
+        let others =
+            self.storage.roots().iter().filter(|root| {
                 root.kind() != crate::RootKind::Additional && root.path() != own.path()
-            }))
-            .map(|root| root.layers_dir().join(name))
-            .find(|path| path.exists())
+            });
+        for root in std::iter::once(own).chain(others) {
+            let path = root.layers_dir().join(name);
+            if exists(&path)? {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
     }
 
     /// An item of the layer's big data, if there is one.
-    fn big_data(&self, key: &str) -> Option<PathBuf> {
+    fn big_data(&self, key: &str) -> Result<Option<PathBuf>, Error> {
         self.beside_record(&Path::new(self.record.id.as_str()).join(big_data_file_name(key)))
     }
 
@@ -142,7 +148,7 @@ impl Layer {
         if self.store_root().driver() == Driver::Vfs {
             return Ok(LayerKind::Tree);
         }
-        if dir.join("additionallayer").exists() {
+        if exists(&dir.join("additionallayer"))? {
             return Ok(LayerKind::AdditionalLayerStore);
         }
         let diff = dir.join("diff");
@@ -153,7 +159,7 @@ impl Layer {
         {
             return Ok(LayerKind::Composefs);
         }
-        if let Some(path) = self.big_data(LAYER_DATA)
+        if let Some(path) = self.big_data(LAYER_DATA)?
             && let Some(bytes) = read_limited(&path, 1 << 20)?
         {
             let data: ChunkedData =
@@ -164,7 +170,7 @@ impl Layer {
                 LayerKind::Flat
             });
         }
-        if dir.join("composefs-data").exists() {
+        if exists(&dir.join("composefs-data"))? {
             return Ok(LayerKind::Composefs);
         }
         Ok(LayerKind::Tree)
@@ -194,11 +200,9 @@ impl Layer {
         let (records, _) = self.store_root().layer_records_under(lock)?;
         let now = records.iter().find(|record| record.id == self.record.id);
         match now {
-            Some(now) if now.flags.incomplete => Err(Error::LayerIncomplete {
-                layer: now.id.clone(),
-            }),
             Some(now)
-                if now.parent == self.record.parent
+                if now.flags.incomplete == self.record.flags.incomplete
+                    && now.parent == self.record.parent
                     && now.diff_digest == self.record.diff_digest
                     && now.created == self.record.created =>
             {
@@ -209,4 +213,9 @@ impl Layer {
             }),
         }
     }
+}
+
+/// Whether something is there; what cannot be said is an error, not "no".
+fn exists(path: &Path) -> Result<bool, Error> {
+    path.try_exists().map_err(io_error(path))
 }

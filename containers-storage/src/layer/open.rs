@@ -105,7 +105,7 @@ impl OpenLayer {
         let names = match kind {
             LayerKind::Flat => {
                 let toc = layer
-                    .big_data(TOC)
+                    .big_data(TOC)?
                     .ok_or_else(|| Error::NoTableOfContents {
                         layer: layer.id().clone(),
                     })?;
@@ -120,7 +120,7 @@ impl OpenLayer {
             LayerKind::Tree | LayerKind::AdditionalLayerStore => Names::Plain,
         };
         let name = format!("{}.tar-split.gz", layer.id());
-        let tar_split = match layer.beside_record(Path::new(&name)) {
+        let tar_split = match layer.beside_record(Path::new(&name))? {
             Some(path) => {
                 let file = File::open(&path).map_err(io_error(&path))?;
                 Some((Arc::new(file), path))

@@ -16,17 +16,18 @@ pub(super) fn read(
     layer: Layer<'_>,
 ) -> Result<Imported, LayerError> {
     let open = Arc::new(stored.open()?);
-    let mut front = TarSplit {
+    let front = TarSplit {
         open: Arc::clone(&open),
         layer,
     };
-    for entry in open.tar_split()? {
-        if front.layer.context.stop.is_set() {
-            return Err(LayerError::Stopped);
-        }
-        front.entry(entry?)?;
-    }
-    front.layer.finish()
+    front.read().map_err(|error| match error {
+        LayerError::Stopped => error,
+        // A file that changed or went away is only what comes of a layer that is being removed.
+        _ => match open.check_unchanged() {
+            Err(changed @ containers_storage::Error::LayerChanged { .. }) => changed.into(),
+            _ => error,
+        },
+    })
 }
 
 struct TarSplit<'a> {
@@ -35,6 +36,17 @@ struct TarSplit<'a> {
 }
 
 impl TarSplit<'_> {
+    fn read(mut self) -> Result<Imported, LayerError> {
+        let open = Arc::clone(&self.open);
+        for entry in open.tar_split()? {
+            if self.layer.context.stop.is_set() {
+                return Err(LayerError::Stopped);
+            }
+            self.entry(entry?)?;
+        }
+        self.layer.finish()
+    }
+
     fn entry(&mut self, entry: TarSplitEntry) -> Result<(), LayerError> {
         match entry {
             // Content may be in it too: a tar-split need not leave it out.
