@@ -11,7 +11,14 @@ use composefs_image::{Algorithm, Dialect, Format, WriteOptions, write_image};
 
 fn main() -> io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
-    for target in ["image", "dumpfile", "splitstream", "layer"] {
+    for target in [
+        "image",
+        "dumpfile",
+        "splitstream",
+        "layer",
+        "storage",
+        "archive",
+    ] {
         fs::create_dir_all(corpus.join(target))?;
     }
     for seed in 0..200 {
@@ -37,8 +44,51 @@ fn main() -> io::Result<()> {
         }
     }
     fs::write(corpus.join("splitstream/chunks"), chunks())?;
+    for (name, text) in STORAGE {
+        fs::write(corpus.join("storage").join(name), text)?;
+    }
+    fs::write(corpus.join("archive/docker"), docker_archive())?;
     fs::write(corpus.join("layer/members"), tar())
 }
+
+/// The first byte says what the rest is.
+const STORAGE: [(&str, &[u8]); 5] = [
+    (
+        "conf",
+        b"\0[storage]\ndriver = \"overlay\"\ngraphroot = \"/var/lib/containers/storage\"\n\
+          runroot = \"$HOME/run\"\nimagestore = \"/images\"\ntransient_store = true\n\
+          [storage.options]\nadditionalimagestores = [\"/usr/lib/containers/storage\"]\n\
+          size = \"10G\"\n[storage.options.overlay]\nmountopt = \"nodev,metacopy=on\"\n\
+          force_mask = \"shared\"\nmount_program = \"/usr/bin/fuse-overlayfs\"\n",
+    ),
+    (
+        "images",
+        b"\x02[{\"id\":\"0000000000000000000000000000000000000000000000000000000000000000\",\
+          \"digest\":\"sha256:0000000000000000000000000000000000000000000000000000000000000000\",\
+          \"names\":[\"localhost/a:latest\"],\"layer\":\
+          \"0000000000000000000000000000000000000000000000000000000000000000\",\"metadata\":\"{}\",\
+          \"big-data-names\":[\"manifest\"],\"big-data-sizes\":{\"manifest\":1},\
+          \"big-data-digests\":{\"manifest\":\
+          \"sha256:0000000000000000000000000000000000000000000000000000000000000000\"},\
+          \"created\":\"2020-09-13T12:26:40Z\"}]",
+    ),
+    (
+        "layers",
+        b"\x03[{\"id\":\"0000000000000000000000000000000000000000000000000000000000000000\",\
+          \"parent\":\"0000000000000000000000000000000000000000000000000000000000000000\",\
+          \"created\":\"2020-09-13T12:26:40Z\",\"diff-size\":-1,\"compression\":2,\
+          \"diff-digest\":\"sha256:0000000000000000000000000000000000000000000000000000000000000000\",\
+          \"flags\":{\"incomplete\":true},\"uidset\":[0],\
+          \"uidmap\":[{\"container_id\":0,\"host_id\":1,\"size\":2}]}]",
+    ),
+    (
+        "tar-split",
+        b"\x05{\"type\":2,\"payload\":\"AAAA\",\"position\":0}\n\
+          {\"type\":1,\"name\":\"a/../b\",\"size\":3,\"payload\":\"AAAAAAAAAAA=\",\"position\":1}\n\
+          {\"type\":1,\"name_raw\":\"L/8=\",\"payload\":null,\"position\":2}\n",
+    ),
+    ("gzip", b"\x04\x1f\x8b\x08\0\0\0\0\0\0\x03\x03\0\0\0\0\0\0\0\0\0"),
+];
 
 /// What the target `splitstream` makes a splitstream of: two references, names for them, and chunks.
 fn chunks() -> Vec<u8> {
@@ -54,28 +104,44 @@ fn chunks() -> Vec<u8> {
     data
 }
 
+/// A docker-archive of one empty layer, behind a byte that says so.
+fn docker_archive() -> Vec<u8> {
+    let config = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"]}}"#;
+    let index = br#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["l.tar"]}]"#;
+    let mut tar = Vec::new();
+    member(&mut tar, b'0', "c.json", "", config);
+    member(&mut tar, b'0', "real.tar", "", &[0; 1024]);
+    member(&mut tar, b'2', "l.tar", "real.tar", b"");
+    member(&mut tar, b'0', "manifest.json", "", index);
+    tar.resize(tar.len() + 1024, 0);
+    [&[0][..], &tar].concat()
+}
+
+fn member(tar: &mut Vec<u8>, kind: u8, name: &str, link: &str, content: &[u8]) {
+    let mut header = [0; 512];
+    let mut put = |at: usize, text: &str| {
+        header[at..at + text.len()].copy_from_slice(text.as_bytes());
+    };
+    put(0, name);
+    put(100, "0000644\00000000\00000000\0");
+    put(
+        124,
+        &format!("{:011o}\0{:011o}\0", content.len(), 1_600_000_000),
+    );
+    put(157, link);
+    put(257, "ustar\x0000");
+    put(329, "0000001\00000003\0");
+    header[156] = kind;
+    tar.extend(header);
+    tar.extend(content);
+    tar.resize(tar.len().next_multiple_of(512), 0);
+}
+
 /// A tar with a member of each type; the target mends the checksums.
 fn tar() -> Vec<u8> {
     let mut tar = Vec::new();
-    let mut member = |kind: u8, name: &str, link: &str, content: &[u8]| {
-        let mut header = [0; 512];
-        let mut put = |at: usize, text: &str| {
-            header[at..at + text.len()].copy_from_slice(text.as_bytes());
-        };
-        put(0, name);
-        put(100, "0000644\00000000\00000000\0");
-        put(
-            124,
-            &format!("{:011o}\0{:011o}\0", content.len(), 1_600_000_000),
-        );
-        put(157, link);
-        put(257, "ustar\x0000");
-        put(329, "0000001\00000003\0");
-        header[156] = kind;
-        tar.extend(header);
-        tar.extend(content);
-        tar.resize(tar.len().next_multiple_of(512), 0);
-    };
+    let mut member =
+        |kind, name: &str, link: &str, content: &[u8]| member(&mut tar, kind, name, link, content);
     member(b'5', "d/", "", b"");
     member(b'0', "d/small", "", b"small");
     member(b'0', "d/large", "", &[7; 100]);
