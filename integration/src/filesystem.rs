@@ -58,6 +58,16 @@ impl Filesystem {
         &self.mount_point
     }
 
+    /// Takes away what is behind the disk from a block of the filesystem on: reading there, unless it is
+    /// cached, is an I/O error.
+    pub fn cut_off(&self, block: u64) -> Result<()> {
+        ok(Command::new("sync").arg("-f").arg(&self.mount_point))?;
+        let stat = rustix::fs::statvfs(&self.mount_point)?;
+        let file = std::fs::File::options().write(true).open(&self.file)?;
+        file.set_len(block * stat.f_frsize)?;
+        Ok(())
+    }
+
     /// Bytes in use, after everything dirty has been written.
     pub fn used(&self) -> Result<u64> {
         ok(Command::new("sync").arg("-f").arg(&self.mount_point))?;

@@ -64,6 +64,19 @@ impl Fixture {
         image.write(dir)
     }
 
+    /// An image of these tars alone, as they are.
+    pub fn of_tars(dir: &Path, tars: Vec<Vec<u8>>) -> Result<Self> {
+        let layers = tars.into_iter().map(|tar| Layer {
+            tar,
+            encoding: Encoding::Plain,
+        });
+        Image {
+            layers: layers.collect(),
+            dirs: BTreeMap::new(),
+        }
+        .write(dir)
+    }
+
     /// The directory of the OCI layout.
     pub fn layout(&self) -> &Path {
         &self.layout

@@ -13,6 +13,7 @@
 pub mod bootable;
 pub mod command;
 pub mod docker_registry;
+pub mod faults;
 pub mod faulty_proxy;
 pub mod filesystem;
 pub mod fixture;

@@ -87,7 +87,8 @@ pub fn write_layout(dir: &Path, layers: &[Layer], config: &Value) -> Result<()> 
     Ok(())
 }
 
-fn digest(bytes: &[u8]) -> String {
+/// The SHA-256 of a blob as OCI documents write it.
+pub fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", sha256(bytes))
 }
 

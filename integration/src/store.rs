@@ -2,7 +2,7 @@
 
 use crate::command::{Finished, finish, ok};
 use crate::machine::Machine;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -55,6 +55,11 @@ impl Store {
         }
     }
 
+    /// The machine it runs on.
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
     /// The repository directory.
     pub fn repo(&self) -> &Path {
         &self.repo
@@ -71,6 +76,16 @@ impl Store {
         let program = self.machine.peers().composefs_store_with_failpoints()?;
         let mut command = self.prepare(&program, args);
         command.env("COMPOSEFS_STORE_FAILPOINT", failpoint);
+        Ok(command)
+    }
+
+    /// The same command with `wrapper`, a program and its arguments, in front of it.
+    pub fn command_under(&self, wrapper: &[&str], args: &[&str]) -> Result<Command> {
+        let program = self.machine.peers().composefs_store()?;
+        let (first, rest) = wrapper.split_first().context("an empty command")?;
+        let mut command = self.machine.command(first);
+        command.args(rest).arg(program);
+        command.arg("--repo").arg(&self.repo).args(args);
         Ok(command)
     }
 

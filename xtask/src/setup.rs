@@ -36,6 +36,7 @@ const FOR_TESTS: &[&str] = &[
     "e2fsprogs",
     "erofs-utils",
     "openssl",
+    "strace",
 ];
 
 /// A Debian in a root directory of its own.

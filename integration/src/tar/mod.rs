@@ -2,6 +2,10 @@
 //!
 //! Not the `tar` crate, because test layers need headers that a well-meaning library will not write.
 
+pub mod raw;
+
+pub use raw::Raw;
+
 /// How long names and link targets are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
