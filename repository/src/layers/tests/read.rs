@@ -114,7 +114,7 @@ fn every_type_is_read_with_its_payload() {
 }
 
 #[test]
-fn pax_records_override_long_names_which_override_headers() {
+fn pax_records_and_long_names_override_headers() {
     let gnu = [extension(b'L', b"gnu-name\0"), file("header-name")];
     assert_eq!(entries(&Tar::of(&gnu)).unwrap()[0].path, b"gnu-name");
 
@@ -123,8 +123,8 @@ fn pax_records_override_long_names_which_override_headers() {
         ("linkpath".into(), b"pax-target".to_vec()),
     ]);
     let all = [
-        extension(b'L', b"gnu-name\0"),
-        extension(b'K', b"gnu-target\0"),
+        extension(b'L', b"pax-name\0"),
+        extension(b'K', b"pax-target\0and more"),
         extension(b'x', &records),
         symlink("header-name", "header-target"),
     ];
