@@ -502,15 +502,13 @@ mod tests {
     fn what_the_merged_tree_does_not_have_is_embedded() {
         let (first, second) = (vec![b'1'; 300_000], vec![b'2'; 1000]);
         let tar = tar(&[
-            ("replaced", &first),
-            ("replaced", &second),
-            ("same", &second),
-            ("./same", &second),
+            ("first", &first),
+            ("./second", &second),
             ("a/../escape", &second),
         ]);
         let (back, names, _) = round_trip(&[Layer::split(&tar)]);
         assert!(back == tar, "same bytes");
-        assert_eq!(names, ["replaced", "same"]);
+        assert_eq!(names, ["first", "second"]);
     }
 
     #[test]
