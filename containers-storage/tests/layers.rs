@@ -92,7 +92,7 @@ fn a_layer_that_is_removed_while_it_is_read_is_said_to_be_removed() {
     });
     assert!(open.open_file(&EntryName::from("a")).is_ok());
     let error = open.check_unchanged().unwrap_err();
-    assert!(matches!(error, Error::LayerIncomplete { .. }), "{error}");
+    assert!(matches!(error, Error::LayerChanged { .. }), "{error}");
     fs::remove_dir_all(root.diff(&made)).unwrap();
     fs::write(root.layers_json(), "[]").unwrap();
     for result in [
