@@ -407,7 +407,10 @@ pub enum Fault {
     )]
     NoBootImage(VerityDigest),
     /// Nothing says which manifest it was.
-    #[error("nothing says from which manifest image {0} was made")]
+    #[error(
+        "nothing says from which manifest image {0} was made; import the image again, or remove what \
+         names it"
+    )]
     Untraceable(VerityDigest),
     /// There are tags of bootc and no deployments.
     #[error(

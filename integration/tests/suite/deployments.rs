@@ -29,8 +29,11 @@ impl Scene {
         cfsctl_ok(&repo, &["oci", "pull", "--bootable", &source, IMAGE])?;
         let image = cfsctl_json(&repo, &["oci", "inspect", IMAGE])?;
         let field = |key: &str| image[key].as_str().with_context(|| format!("{image}"));
+        let store = Store::open(&Machine::start(&peers, Release::Host)?, &repo);
+        // What cfsctl has replaced while it pulled.
+        store.ok(&["gc"])?;
         Ok(Self {
-            store: Store::open(&Machine::start(&peers, Release::Host)?, &repo),
+            store,
             id: VerityDigest::from_hex(field("composefs_boot_erofs")?)?,
             manifest: field("manifest")?.parse()?,
             disk,
