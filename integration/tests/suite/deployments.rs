@@ -35,7 +35,7 @@ impl Scene {
         Ok(Self {
             store,
             id: VerityDigest::from_hex(field("composefs_boot_erofs")?)?,
-            manifest: field("manifest")?.parse()?,
+            manifest: ManifestDigest::of(field("manifest")?.as_bytes()),
             disk,
             host,
         })
@@ -71,7 +71,11 @@ impl Scene {
     /// cfsctl reads the image under this name.
     fn cfsctl_has(&self, name: &str) -> Result<()> {
         let image = cfsctl_json(self.store.repo(), &["oci", "inspect", name])?;
-        ensure!(image["manifest"] == self.manifest.to_string(), "{image}");
+        let manifest = image["manifest"].as_str().context("no manifest")?;
+        ensure!(
+            ManifestDigest::of(manifest.as_bytes()) == self.manifest,
+            "{image}"
+        );
         for args in [&["fsck", "--json"][..], &["oci", "fsck", "--json"]] {
             let found = cfsctl_json(self.store.repo(), args)?;
             ensure!(found["ok"] == true, "{found}");
