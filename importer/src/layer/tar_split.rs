@@ -20,14 +20,19 @@ pub(super) fn read(
         open: Arc::clone(&open),
         layer,
     };
-    front.read().map_err(|error| match error {
+    let imported = front.read().map_err(|error| match error {
         LayerError::Stopped => error,
         // A file that changed or went away is only what comes of a layer that is being removed.
         _ => match open.check_unchanged() {
             Err(changed @ containers_storage::Error::LayerChanged { .. }) => changed.into(),
             _ => error,
         },
-    })
+    })?;
+    if imported.diff_id.is_none() {
+        // Nothing else proves that the files were whole while they were read.
+        open.check_unchanged()?;
+    }
+    Ok(imported)
 }
 
 struct TarSplit<'a> {
