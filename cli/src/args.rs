@@ -143,6 +143,8 @@ Examples:
     /// Makes what tagged images lack, and says so in meta.json last: an upgrade that was interrupted is
     /// begun again. A format that an image has is never given up.
     UpgradeFormat(UpgradeFormat),
+    /// Say what takes the space: what each image has for itself, and what is shared with whom
+    Df,
     /// Remove what nothing needs any more
     ///
     /// Kept is what a root needs: composefs-store roots lists them.
@@ -412,6 +414,7 @@ pub(crate) struct UpgradeFormat {
 }
 
 #[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("limit").args(["keep_last", "older_than"]).multiple(true)))]
 pub(crate) struct Gc {
     /// Print what would go, and why, and change nothing
     #[arg(long)]
@@ -423,7 +426,7 @@ pub(crate) struct Gc {
     #[arg(long)]
     pub(crate) prune_orphans: bool,
     /// Remove tags that fit this pattern first, `*` for any text, as --keep-last and --older-than say
-    #[arg(long, value_name = "PATTERN")]
+    #[arg(long, value_name = "PATTERN", requires = "limit")]
     pub(crate) tags: Vec<String>,
     /// Keep this many tags of each pattern, those that were set last
     #[arg(long, value_name = "N", requires = "tags")]

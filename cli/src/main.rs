@@ -97,6 +97,7 @@ fn run(context: &Context, command: Command) -> anyhow::Result<Outcome> {
         Command::Umount(args) => commands::mount::umount(context, &args),
         Command::Boot(args) => commands::boot::boot(context, &args),
         Command::UpgradeFormat(args) => commands::upgrade_format::upgrade_format(context, &args),
+        Command::Df => commands::df::df(context),
         Command::Gc(args) => commands::gc::gc(context, &args),
         Command::Roots(args) => commands::gc::roots(context, &args),
         Command::Pin(args) => commands::keep::pin(context, &args),

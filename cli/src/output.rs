@@ -20,7 +20,8 @@ impl Style {
         value: &T,
         text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<()> {
-        let mut out = io::stdout().lock();
+        // A plan may have a million lines.
+        let mut out = io::BufWriter::new(io::stdout().lock());
         match self {
             Style::Json => {
                 serde_json::to_writer_pretty(&mut out, value)?;

@@ -69,6 +69,15 @@ pub(crate) enum Unknown {
     Object(VerityDigest, String),
 }
 
+impl std::fmt::Display for Unknown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoLink(name) => write!(f, "{name} does not exist"),
+            Self::Object(object, error) => write!(f, "object {object}: {error}"),
+        }
+    }
+}
+
 impl<'r> Graph<'r> {
     pub(crate) fn new(
         repository: &'r Repository,

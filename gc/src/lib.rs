@@ -35,6 +35,7 @@ mod retention;
 mod roots;
 #[cfg(any(test, feature = "simulate"))]
 pub mod simulate;
+mod usage;
 
 pub use error::{Error, Result};
 pub use execute::{Prepared, Swept, prepare};
@@ -50,3 +51,4 @@ pub use progress::{Phase, Progress};
 pub use repair::{Mended, RepairError, Repaired, Supplier, repair};
 pub use retention::Retention;
 pub use roots::{Doubt, Need, Owner, OwnerKind, Problem, RefId, Root, Roots, roots};
+pub use usage::{ImageUsage, Part, Size, Usage, usage};

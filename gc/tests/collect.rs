@@ -532,3 +532,56 @@ fn a_plan_that_does_not_hold_any_more_is_made_again() {
     assert_eq!(swept, Swept::default());
     assert_clean(&repository);
 }
+
+#[test]
+fn what_images_share_stays_until_the_last_of_them_goes() {
+    let directory = Directory::new();
+    let mut repository = directory.open();
+    let batch = repository.batch().unwrap();
+    let layer = store_layer(&batch, &["shared"]);
+    let images: Vec<String> = (0..10).map(|n| format!("image{n}")).collect();
+    for image in &images {
+        let own = store_layer(&batch, &[image]);
+        let erofs = store_erofs(&batch, &["shared", image]);
+        let config = store_config(&batch, &[layer, own], Some(&erofs));
+        store_manifest(&batch, image, "", config, &[layer, own]);
+        // The same config in another manifest.
+        let again = format!("{image}-again");
+        store_manifest(&batch, &again, "again", config, &[layer, own]);
+    }
+    batch.commit().unwrap();
+    for image in &images {
+        assert!(has_file(&repository, "shared"));
+        for name in [image.clone(), format!("{image}-again")] {
+            assert!(has_file(&repository, image));
+            repository
+                .remove_ref(Category::Streams, &tag(&name))
+                .unwrap();
+            collect(&mut repository);
+            assert_clean(&repository);
+        }
+        assert!(!has_file(&repository, image));
+    }
+    assert_eq!(objects(&repository), [].into());
+}
+
+#[test]
+fn objects_of_another_algorithm_are_left_alone() {
+    let directory = Directory::new();
+    let mut repository = directory.open();
+    store_image(&repository, &["file"]);
+    // What is left when a repository got new metadata: the same file under its other digest.
+    let other = composefs_image::verity_digest(repository::Algorithm::Sha512, &content("file"));
+    let path = directory.path().join("objects").join(other.object_path());
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, content("file")).unwrap();
+    collect(&mut repository);
+    assert!(has_file(&repository, "file"));
+    repository
+        .remove_ref(Category::Streams, &tag("file"))
+        .unwrap();
+    let (plan, _) = collect(&mut repository);
+    assert!(!has_file(&repository, "file"));
+    assert!(path.exists());
+    assert_eq!(plan.ignored.len(), 1);
+}

@@ -11,10 +11,10 @@ use rustix::io::Errno;
 
 use crate::durable;
 use crate::error::{Error, Result};
-use crate::failpoint::failpoint;
 use crate::meta::Formats;
 use crate::names::{Category, StreamName};
 use crate::repo::{OBJECTS, Repository};
+use failpoint::failpoint;
 
 /// What to do while others use the repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

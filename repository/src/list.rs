@@ -19,11 +19,11 @@ use crate::batch::{STAGING, remove_staging};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::exclusive::Exclusive;
-use crate::failpoint::failpoint;
 use crate::names::{
     Category, REFS, RefPath, StreamName, Tag, parse_digest, parse_object_target, parse_ref_target,
 };
 use crate::repo::{OBJECTS, Repository};
+use failpoint::failpoint;
 
 /// The entries of a directory, and what else is in it.
 #[derive(Debug, Clone, PartialEq, Eq)]

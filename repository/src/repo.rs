@@ -19,9 +19,9 @@ use crate::PRIVATE_DIRECTORY;
 use crate::batch::Batch;
 use crate::durable;
 use crate::error::{Error, Result, Settings};
-use crate::failpoint::failpoint;
 use crate::meta::{self, Formats, Meta, MetaError, Security};
 use crate::sys::{self, Enabled, Measured};
+use failpoint::failpoint;
 
 const META: &str = "meta.json";
 pub(crate) const OBJECTS: &str = "objects";

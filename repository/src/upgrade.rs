@@ -11,10 +11,10 @@ use std::collections::BTreeSet;
 use composefs_image::Format;
 
 use crate::erofs::{self, MakeError};
-use crate::failpoint::failpoint;
 use crate::layers::XattrFilter;
 use crate::oci::{self, ErofsKey, Image, ManifestDigest, OciError};
 use crate::{Error, Formats, Repository, Tag, Wait};
+use failpoint::failpoint;
 
 /// Why a repository does not get other formats.
 #[derive(Debug, thiserror::Error)]

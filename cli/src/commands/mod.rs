@@ -2,6 +2,7 @@
 
 pub(crate) mod artifacts;
 pub(crate) mod boot;
+pub(crate) mod df;
 pub(crate) mod fsck;
 pub(crate) mod gc;
 pub(crate) mod images;

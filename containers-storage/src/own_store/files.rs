@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use failpoint::failpoint;
+
 use crate::error::Error;
 
 const DIR_MODE: u32 = 0o755;
@@ -63,11 +65,13 @@ pub(super) fn replace_file(path: &Path, content: &[u8]) -> Result<(), Error> {
 }
 
 pub(super) fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    failpoint("own-store");
     fs::rename(from, to).map_err(write_error("create", to))
 }
 
 /// Removes the file, or does nothing if there is none.
 pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
+    failpoint("own-store");
     match fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.map_err(write_error("remove", path)),
@@ -76,6 +80,7 @@ pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
 
 /// Removes the directory and all in it, or does nothing if there is none.
 pub(super) fn remove_dir_all(path: &Path) -> Result<(), Error> {
+    failpoint("own-store");
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.map_err(write_error("remove", path)),
@@ -83,6 +88,7 @@ pub(super) fn remove_dir_all(path: &Path) -> Result<(), Error> {
 }
 
 pub(super) fn sync_dir(path: &Path) -> Result<(), Error> {
+    failpoint("own-store");
     File::open(path)
         .and_then(|dir| dir.sync_all())
         .map_err(write_error("sync", path))

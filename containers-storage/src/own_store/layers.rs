@@ -4,6 +4,7 @@
 //! directory, `tar-split.gz` and `record.json` what belongs to it. From there it can come back, or be
 //! purged when nobody uses it any more. If that name is taken, a random suffix follows.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
@@ -156,7 +157,9 @@ impl<'a> LayersTxn<'a> {
         })?;
         let new = NewRecords::write(&path, &self.records)?;
 
-        for (id, record) in &self.removed {
+        // A layer before what it stands on: a crash in between leaves records that are valid without those
+        // whose directories are gone.
+        for (id, record) in children_first(&self.removed) {
             move_away(self.root, id, record.as_ref())?;
         }
         for layer in &self.restored {
@@ -179,6 +182,25 @@ impl<'a> LayersTxn<'a> {
         }
         Ok(())
     }
+}
+
+/// The removed layers in an order in which each comes before its parent.
+fn children_first(
+    removed: &[(LayerId, Option<LayerRecord>)],
+) -> Vec<&(LayerId, Option<LayerRecord>)> {
+    let parents: HashMap<&LayerId, &LayerId> = removed
+        .iter()
+        .filter_map(|(id, record)| Some((id, record.as_ref()?.parent.as_ref()?)))
+        .collect();
+    let depth = |id: &LayerId| {
+        let next = |id: &&LayerId| parents.get(id).copied();
+        std::iter::successors(parents.get(id).copied(), |id| next(id))
+            .take(removed.len())
+            .count()
+    };
+    let mut ordered: Vec<_> = removed.iter().collect();
+    ordered.sort_by_cached_key(|(id, _)| std::cmp::Reverse(depth(id)));
+    ordered
 }
 
 fn tar_split_path(root: &StoreRoot, id: &LayerId) -> PathBuf {

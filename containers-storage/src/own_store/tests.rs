@@ -415,3 +415,68 @@ fn keys_of_a_newer_version_are_kept() {
     let text = fs::read_to_string(fixture.path("overlay-images/images.json")).unwrap();
     assert!(text.contains(r#""new-key":{"a":[1]}"#), "{text}");
 }
+
+const KILLED_STORE: &str = "KILL_TEST_STORE";
+
+/// Removes all layers, each before what stands on it.
+fn remove_all(store: &mut OwnStore) {
+    let mut txn = store.layers().unwrap();
+    let ids: Vec<_> = txn
+        .records()
+        .iter()
+        .map(|record| record.id.clone())
+        .collect();
+    for id in ids {
+        assert!(txn.remove(&id));
+    }
+    txn.commit().unwrap();
+}
+
+#[test]
+#[ignore = "the process that another test kills"]
+fn a_process_that_removes_all_layers() {
+    let path = PathBuf::from(std::env::var_os(KILLED_STORE).unwrap());
+    remove_all(&mut OwnStore::open(&path).unwrap());
+}
+
+#[test]
+fn a_removal_that_is_killed_anywhere_is_repaired_and_can_be_finished() {
+    let child = "own_store::tests::a_process_that_removes_all_layers";
+    let mut tried = 0;
+    for step in 1.. {
+        let mut fixture = fixture();
+        let mut parent = None;
+        for content in ["base", "middle", "top"] {
+            parent = Some(fixture.add(content, parent.as_ref()).0);
+        }
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", child, "--ignored", "--quiet"])
+            .env(KILLED_STORE, fixture.path(""))
+            .env("COMPOSEFS_STORE_FAILPOINT", format!("own-store:{step}"))
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        if status.success() {
+            break;
+        }
+        tried += 1;
+        let mut txn = fixture.store.layers().unwrap();
+        if txn.repair().unwrap().is_empty() {
+            drop(txn);
+        } else {
+            txn.commit().unwrap();
+        }
+        let mut txn = fixture.store.layers().unwrap();
+        assert_eq!(txn.repair().unwrap(), [], "after step {step}");
+        drop(txn);
+        remove_all(&mut fixture.store);
+        assert_eq!(fixture.store.root().layer_records().unwrap(), []);
+        for layer in fixture.store.removed().unwrap() {
+            fixture.store.purge(&layer).unwrap();
+        }
+        let left = fs::read_dir(fixture.path("overlay")).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["l"], "after step {step}");
+    }
+    assert!(tried > 15, "only {tried} steps");
+}

@@ -16,6 +16,7 @@ mod harness;
 mod hostile;
 mod images;
 mod importing;
+mod keeping;
 mod kernel;
 mod locking;
 mod mounting;

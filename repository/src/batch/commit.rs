@@ -15,11 +15,11 @@ use rustix::io::Errno;
 use super::{Batch, CommitStats, Objects, State};
 use crate::durable;
 use crate::error::{Error, Result};
-use crate::failpoint::failpoint;
 use crate::names::{Category, REFS, RefPath, object_target, ref_target};
 use crate::oci::NamesStream;
 use crate::repo::{OBJECTS, Repository};
 use crate::verification::Verification;
+use failpoint::failpoint;
 
 impl Batch<'_> {
     /// Makes everything durable and visible; returns what was stored.

@@ -1,15 +1,16 @@
 //! Named points at which a test can kill the process, to prove that no durable step can be
-//! interrupted with harm. Without the cargo feature `failpoints` they are nothing.
+//! interrupted with harm. Without the cargo feature `enabled` they are nothing.
+#![forbid(unsafe_code)]
 
 /// Kills the process with SIGKILL if `COMPOSEFS_STORE_FAILPOINT` is `name` or, for the n-th time (from
-/// 1) this point is reached, `name:n`. Does nothing unless built with the feature `failpoints`.
-#[cfg(not(feature = "failpoints"))]
+/// 1) this point is reached, `name:n`. Does nothing unless built with the feature `enabled`.
+#[cfg(not(feature = "enabled"))]
 #[inline]
 pub fn failpoint(_name: &str) {}
 
 /// Kills the process with SIGKILL if `COMPOSEFS_STORE_FAILPOINT` is `name` or, for the n-th time (from
-/// 1) this point is reached, `name:n`. Does nothing unless built with the feature `failpoints`.
-#[cfg(feature = "failpoints")]
+/// 1) this point is reached, `name:n`. Does nothing unless built with the feature `enabled`.
+#[cfg(feature = "enabled")]
 pub fn failpoint(name: &str) {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,0 +1,206 @@
+//! What gc keeps because somebody uses it, and what it leaves in whatever way it ends.
+
+use crate::scene::{IMAGE, Scene};
+use anyhow::{Context, Result, ensure};
+use integration::command::ok;
+use integration::fixture::noise;
+use integration::store::Layout;
+use integration::tar::Member;
+use integration::{Fixture, Kind, Podman, Release, Store};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+fn small(dir: &Path) -> Result<Fixture> {
+    let layer = |n: u64| {
+        let files = (0..20)
+            .map(|file| Member::file(format!("layer{n}-{file}"), noise(100 * n + file, 5000)));
+        files.collect()
+    };
+    Fixture::with_layers(dir, (1..4).map(layer).collect())
+}
+
+fn gc_for(scene: &Scene, podman: &Podman) -> Result<()> {
+    let conf = podman.storage_conf().display().to_string();
+    scene.store.ok(&["gc", "--storage-conf", &conf])?;
+    Ok(())
+}
+
+/// The kinds of roots, as `roots` names them.
+fn kinds(scene: &Scene) -> Result<Vec<String>> {
+    let said = scene.store.ok(&["--json", "roots"])?;
+    let roots: Value = serde_json::from_slice(&said.stdout)?;
+    let roots = roots["roots"].as_array().context("no roots")?;
+    let mut kinds: Vec<String> = roots
+        .iter()
+        .filter_map(|root| Some(root["kind"].as_str()?.to_owned()))
+        .collect();
+    kinds.sort();
+    kinds.dedup();
+    Ok(kinds)
+}
+
+fn a_container_keeps_what_it_reads(release: Release, layout: Layout) -> Result<()> {
+    let scene = Scene::new(release, Kind::Xfs, small)?;
+    let podman = scene.published(layout)?;
+    podman.ok(&[
+        "run",
+        "--detach",
+        "--name",
+        "running",
+        IMAGE,
+        "/bin/sleep",
+        "600",
+    ])?;
+    ensure!(kinds(&scene)?.contains(&"podman".into()));
+    scene.store.ok(&["unpublish", IMAGE])?;
+    scene.store.ok(&["untag", IMAGE])?;
+    gc_for(&scene, &podman)?;
+    scene.store.ok(&["fsck"])?;
+    assert_eq!(podman.ok(&["images", "--quiet"])?.text(), "");
+    // Objects are opened when a file is, so every file must still be there.
+    let read = "for file in /layer*; do cat \"$file\" >/tmp/read || exit 1; done";
+    podman.ok(&["exec", "running", "/bin/sh", "-euc", read])?;
+
+    podman.ok(&["rm", "--force", "--time", "0", "running"])?;
+    // The kernel may still be taking the container's mounts down.
+    let end = Instant::now() + Duration::from_secs(30);
+    while !scene.store.objects()?.is_empty() && Instant::now() < end {
+        gc_for(&scene, &podman)?;
+    }
+    assert_eq!(scene.store.objects()?, [] as [PathBuf; 0]);
+    assert_eq!(kinds(&scene)?, [] as [String; 0]);
+    scene.store.ok(&["fsck"])?;
+    Ok(())
+}
+
+#[test]
+fn a_container_on_a_mounted_layer_keeps_what_it_reads_until_it_is_gone() -> Result<()> {
+    a_container_keeps_what_it_reads(Release::Host, Layout::Mounted)
+}
+
+#[test]
+fn a_container_on_a_blob_keeps_what_it_reads_until_it_is_gone() -> Result<()> {
+    a_container_keeps_what_it_reads(Release::Sid, Layout::Blob)
+}
+
+#[test]
+fn a_mounted_image_stays_until_it_is_unmounted() -> Result<()> {
+    let scene = Scene::new(Release::Host, Kind::Xfs, small)?;
+    scene.import()?;
+    let target = scene.disk.path().join("target");
+    std::fs::create_dir(&target)?;
+    let target = target.display().to_string();
+    scene.store.ok(&["mount", IMAGE, &target])?;
+    scene.store.ok(&["untag", IMAGE])?;
+    scene.store.ok(&["gc"])?;
+    ensure!(kinds(&scene)?.contains(&"mount".into()));
+    let read =
+        ok(scene
+            .machine
+            .command("sh")
+            .args(["-euc", "cat \"$1\"/layer* | wc -c", "sh", &target]))?;
+    assert_eq!(read.text().trim(), "300000");
+    scene.store.ok(&["umount", &target])?;
+    scene.store.ok(&["gc"])?;
+    assert_eq!(scene.store.objects()?, [] as [PathBuf; 0]);
+    Ok(())
+}
+
+#[test]
+fn a_lease_keeps_an_image_between_two_steps() -> Result<()> {
+    let scene = Scene::new(Release::Host, Kind::Xfs, small)?;
+    scene.import()?;
+    let imported = scene.store.objects()?;
+    let mut command = scene.store.command(&[
+        "lease",
+        "run",
+        "--reason",
+        "two steps",
+        "--",
+        "sh",
+        "-c",
+        "echo held; exec sleep 600",
+    ])?;
+    let mut holder = command.stdout(std::process::Stdio::piped()).spawn()?;
+    let mut held = [0; 5];
+    let output = holder.stdout.as_mut().context("no output")?;
+    std::io::Read::read_exact(output, &mut held)?;
+    scene.store.ok(&["untag", IMAGE])?;
+    scene.store.ok(&["gc"])?;
+    assert_eq!(scene.store.objects()?, imported);
+    let roots = scene.store.ok(&["roots"])?.text();
+    ensure!(roots.contains("two steps"), "{roots}");
+    // nsenter has become the program: the process is the holder itself.
+    holder.kill()?;
+    holder.wait()?;
+    scene.store.ok(&["gc"])?;
+    assert_eq!(scene.store.objects()?, [] as [PathBuf; 0]);
+    Ok(())
+}
+
+/// The collector of composefs-rs.
+fn cfsctl(scene: &Scene, args: &[&str]) -> Result<()> {
+    let program = scene.machine.peers().cfsctl()?;
+    ok(Command::new(program)
+        .arg("--repo")
+        .arg(scene.store.repo())
+        .args(args))?;
+    Ok(())
+}
+
+#[test]
+fn cfsctl_keeps_what_our_gc_kept() -> Result<()> {
+    let scene = Scene::new(Release::Host, Kind::Xfs, small)?;
+    let podman = scene.published(Layout::Mounted)?;
+    scene.store.ok(&["tag", IMAGE, "pinned"])?;
+    scene
+        .store
+        .ok(&["pin", "pinned", "--reason", "for a test"])?;
+    scene.store.ok(&["untag", "pinned"])?;
+    scene.store.ok(&["untag", IMAGE])?;
+    gc_for(&scene, &podman)?;
+    ensure!(kinds(&scene)? == ["pin", "published"]);
+    let kept = scene.store.objects()?;
+    ensure!(!kept.is_empty());
+    cfsctl(&scene, &["gc"])?;
+    assert_eq!(scene.store.objects()?, kept);
+    gc_for(&scene, &podman)?;
+    assert_eq!(scene.store.objects()?, kept);
+    scene.store.ok(&["fsck"])?;
+    podman.ok(&["run", "--rm", &image_id(&podman)?, "true"])?;
+    Ok(())
+}
+
+fn image_id(podman: &Podman) -> Result<String> {
+    let listed = podman.ok(&["images", "--quiet", "--no-trunc"])?.text();
+    Ok(listed.trim_start_matches("sha256:").to_owned())
+}
+
+#[test]
+fn a_dry_run_needs_no_writable_repository() -> Result<()> {
+    let scene = Scene::new(Release::Host, Kind::Xfs, small)?;
+    scene.published(Layout::Mounted)?;
+    scene.store.ok(&["unpublish", IMAGE])?;
+    scene.store.ok(&["untag", IMAGE])?;
+    let view = scene.disk.path().join("read-only");
+    std::fs::create_dir(&view)?;
+    let script = "mount --bind \"$1\" \"$2\" && mount -o remount,bind,ro \"$2\"";
+    ok(scene
+        .machine
+        .command("sh")
+        .args(["-euc", script, "sh"])
+        .args([scene.store.repo(), &view]))?;
+    let read_only = Store::open(&scene.machine, &view);
+    let planned = read_only.ok(&["gc", "--dry-run", "--json"])?.stdout;
+    read_only.ok(&["roots"])?;
+    let planned: Value = serde_json::from_slice(&planned)?;
+    let done: Value = serde_json::from_slice(&scene.store.ok(&["gc", "--json"])?.stdout)?;
+    for list in ["refs", "streams", "images", "objects"] {
+        assert_eq!(planned["plan"][list], done["plan"][list], "{list}");
+    }
+    assert_eq!(scene.store.objects()?, [] as [PathBuf; 0]);
+    ok(scene.machine.command("umount").arg(&view))?;
+    Ok(())
+}
