@@ -326,6 +326,32 @@ fn every_source_makes_what_cfsctl_makes_of_the_layout() -> Result<()> {
 }
 
 #[test]
+fn composefs_rs_accepts_images_with_manifests_of_docker() -> Result<()> {
+    let scene = Scene::hard(Release::Host, Kind::Xfs)?;
+    let layout = format!("oci:{}:latest", scene.fixture.layout().display());
+    let docker = format!("docker-archive:{}:{IMAGE}", path(&scene, "docker.tar"));
+    // Its layers are compressed, so that their digests are no diff IDs.
+    let directory = format!("dir:{}", path(&scene, "docker-dir"));
+    for (format, to) in [(None, &docker), (Some("v2s2"), &directory)] {
+        let mut command = scene.own.command("skopeo");
+        command.args(["copy", "--quiet"]);
+        if let Some(format) = format {
+            command.args(["--format", format]);
+        }
+        ok(command.args([&layout, to]))?;
+        scene.store.ok(&["import", "--tag", to, to])?;
+        for args in [&["fsck", "--json"][..], &["oci", "fsck", "--json"]] {
+            let found = cfsctl_json(scene.store.repo(), args)?;
+            ensure!(found["ok"] == true, "{found}");
+        }
+    }
+    let before = scene.store.objects()?;
+    cfsctl_ok(scene.store.repo(), &["gc"])?;
+    assert_eq!(scene.store.objects()?, before);
+    Ok(())
+}
+
+#[test]
 fn names_in_layouts_and_archives_become_tags_where_they_are_full() -> Result<()> {
     let scene = Scene::hard(Release::Host, Kind::Xfs)?;
     let store = &scene.store;
