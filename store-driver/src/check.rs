@@ -58,12 +58,9 @@ pub fn check_published(repository: &Repository) -> Result<Vec<Fault>> {
                 problem,
             });
         };
-        let image = match image_of(repository, &record.id)? {
-            Some(image) => image,
-            None => {
-                fault("the repository has no image for this layer; publish its image again".into());
-                continue;
-            }
+        let Some(image) = image_of(repository, &record.id)? else {
+            fault("the repository has no image for this layer; publish its image again".into());
+            continue;
         };
         images.insert(record.id.clone(), image);
         match Layout::of(&paths, &record.id) {

@@ -57,7 +57,7 @@ fn owners(
                 .iter()
                 .filter(|digest| digest.as_bytes().first() == Some(&shard)),
         );
-        let bytes = digests.iter().flat_map(|digest| digest.as_bytes());
+        let bytes = digests.iter().flat_map(VerityDigest::as_bytes);
         objects.push(bytes.copied().collect());
     }
     let digests = Digests::new(repository.algorithm(), objects);
