@@ -51,7 +51,7 @@ pub(crate) struct Root {
     pub(crate) after: &'static str,
 }
 
-/// Newer podmans, and what the virtual machine is and runs in.
+/// Newer podmans.
 const ROOTS: &[Root] = &[
     Root {
         name: "trixie",
@@ -79,8 +79,6 @@ const ROOTS: &[Root] = &[
         before: "",
         after: "",
     },
-    vm::GUEST,
-    vm::EMULATOR,
 ];
 
 const CFSCTL_VERSION: &str = "0.9.4";
@@ -107,11 +105,24 @@ pub(crate) fn for_tests() -> Result<()> {
     root()?;
     let _lock = cache_lock("setup")?;
     packages(&[FOR_DEMO, FOR_TESTS].concat())?;
-    for root in ROOTS {
-        debian(root).with_context(|| format!("make the root directory {}", root.name))?;
-    }
+    roots(ROOTS)?;
     cfsctl().context("install cfsctl")?;
     oracle().context("install the program of integration/oracle")
+}
+
+/// Installs what the virtual machine needs.
+pub(crate) fn for_vm() -> Result<()> {
+    root()?;
+    let _lock = cache_lock("setup")?;
+    packages(&[FOR_DEMO, FOR_TESTS].concat())?;
+    roots(&[vm::GUEST, vm::EMULATOR])
+}
+
+fn roots(wanted: &[Root]) -> Result<()> {
+    for root in wanted {
+        debian(root).with_context(|| format!("make the root directory {}", root.name))?;
+    }
+    Ok(())
 }
 
 /// A lock in the cache directory, held until dropped.

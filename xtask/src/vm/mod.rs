@@ -72,7 +72,7 @@ pub(crate) const EMULATOR: Root = Root {
 
 /// Builds the programs and the disks, and runs the tests, or only those whose names contain `filter`.
 pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
-    setup::for_tests()?;
+    setup::for_vm()?;
     let scratch = Scratch::new()?;
     let programs = programs()?;
     run_in(scratch, &programs, filter)
