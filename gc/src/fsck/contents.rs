@@ -117,8 +117,10 @@ impl<'a> Checker<'a> {
             .insert(*object)
     }
 
+    /// Others may have stored it since the objects were listed.
     fn exists(&self, object: &VerityDigest) -> bool {
         self.present.binary_search(object).is_ok()
+            || matches!(self.repository.object_size(object), Ok(Some(_)))
     }
 
     /// Checks a stream, and those that it needs and nothing links.

@@ -18,7 +18,8 @@ mod objects;
 mod report;
 
 use repository::list::{Foreign, Oddity};
-use repository::{Category, Repository, Result};
+use composefs_image::VerityDigest;
+use repository::{Category, Repository, Result, StreamName};
 
 use crate::progress::{Phase, Progress};
 pub use needed_by::add_owners;
@@ -110,11 +111,18 @@ pub fn fsck(
                 Category::Streams => streams
                     .entries
                     .iter()
-                    .any(|link| link.name.as_str() == reference.target),
+                    .any(|link| link.name.as_str() == reference.target)
+                    // Others may have made both since.
+                    || matches!(
+                        StreamName::new(&*reference.target).map(|name| repository.stream(&name)),
+                        Ok(Ok(Some(_)))
+                    ),
                 Category::Images => images
                     .entries
                     .iter()
-                    .any(|link| link.name.to_hex() == reference.target),
+                    .any(|link| link.name.to_hex() == reference.target)
+                    || VerityDigest::from_hex(&reference.target)
+                        .is_ok_and(|image| matches!(repository.has_image(&image), Ok(true))),
             };
             if !exists {
                 let path = std::path::Path::new(category.directory())
