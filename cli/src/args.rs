@@ -253,6 +253,12 @@ pub(crate) struct Import {
     /// Import what refers to the images, too: signatures, bills of material
     #[arg(long)]
     pub(crate) with_referrers: bool,
+    /// Make a tar for layers in podman's storage that have lost theirs, and thereby another image
+    ///
+    /// Such layers have no tar-split. The image gets other digests, and its manifest says from which one it
+    /// was made; see docs/synthetic-layers.md.
+    #[arg(long)]
+    pub(crate) allow_synthetic: bool,
     #[command(flatten)]
     pub(crate) registry: registry::RegistryArgs,
 }

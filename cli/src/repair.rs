@@ -89,6 +89,7 @@ fn aside(
         max_size: None,
         registry: args.registry.options(),
         cancel: interrupt.cancel.clone(),
+        ..SourceOptions::default()
     };
     let reference = Reference::parse(source)?;
     let options = ImportOptions {

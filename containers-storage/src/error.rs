@@ -206,7 +206,11 @@ pub enum Error {
         kind: LayerKind,
     },
     /// The layer was stored without its tar-split, so its tar cannot be reproduced.
-    #[error("layer {layer} has no tar-split; its tar cannot be reproduced")]
+    #[error(
+        "layer {layer} has no tar-split, so its tar cannot be reproduced: remove the image from this \
+         storage and pull it again, or import it with --allow-synthetic, which makes another tar and \
+         thereby another image of it"
+    )]
     NoTarSplit {
         /// The layer.
         layer: LayerId,
@@ -226,6 +230,14 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong.
         source: composefs_image::ReadError,
+    },
+    /// The tar that is made for a layer could not be written to a temporary file.
+    #[error("layer {layer}: cannot write a tar-split to a temporary file")]
+    Synthetic {
+        /// The layer.
+        layer: LayerId,
+        /// Why.
+        source: io::Error,
     },
     /// The layer's tar-split is damaged.
     #[error("layer {layer}: {}", path.display())]

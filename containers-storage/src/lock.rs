@@ -104,6 +104,10 @@ impl Interrupt {
     pub fn when(is_set: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(is_set)))
     }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.as_ref().is_some_and(|is_set| is_set())
+    }
 }
 
 impl std::fmt::Debug for Interrupt {

@@ -25,7 +25,7 @@ use crate::progress::{Event, Progress, Stage};
 use crate::report::{
     Counts, ImportReport, LayerOutcome, LayerReport, Outcome, Tally, Times, Warning,
 };
-use crate::source::{LayerContent, Origin, SourceImage, SourceLayer};
+use crate::source::{LayerContent, Origin, SourceImage, SourceLayer, made_from};
 use crate::work::{Budget, Context, Job, Stop};
 
 /// What is committed together, in bytes of uncompressed layers: what an interrupted import has to read
@@ -146,6 +146,10 @@ fn import(
         times: Times::default(),
         warnings: Vec::new(),
     };
+    if let Some((manifest, layers)) = made_from(documents.manifest.bytes()) {
+        let warning = Warning::Synthetic { manifest, layers };
+        import.warnings.push(warning);
+    }
     let known = present::image(repository, documents.manifest.digest(), options.diff_ids)?;
     let (outcome, rootfs) = if let Some(rootfs) = known {
         import.all_present();

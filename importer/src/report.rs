@@ -158,6 +158,13 @@ pub enum Warning {
         /// Why.
         reason: String,
     },
+    /// Layers had lost their tar: the image is made of others, and has other digests than its source.
+    Synthetic {
+        /// The manifest of the image in the source.
+        manifest: ManifestDigest,
+        /// How many of its layers are synthetic.
+        layers: usize,
+    },
     /// Files were copied; the store now needs their space twice.
     Copied(Tally),
 }
@@ -168,6 +175,11 @@ impl std::fmt::Display for Warning {
             Self::NoRootfs { reason } => write!(
                 f,
                 "the image is recorded without a root filesystem image: {reason}"
+            ),
+            Self::Synthetic { manifest, layers } => write!(
+                f,
+                "{layers} layers had no tar-split and are synthetic: this image is not {manifest}, which \
+                 it was made from, and no signature of that one is valid for it"
             ),
             Self::Copied(Tally { files, bytes }) => write!(
                 f,

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 
 use anyhow::{Context as _, bail};
 use containers_storage::{Interrupt as LockInterrupt, OpenOptions, Storage, rootless};
-use importer::source::{Reference, SourceError, SourceOptions};
+use importer::source::{Reference, SourceError, SourceOptions, SyntheticLayers};
 use importer::{
     ArtifactReport, Counts, DiffIdCheck, ImportOptions, ImportReport, LayerOutcome, Tally, Times,
     free_space, import_image,
@@ -126,6 +126,11 @@ fn import_one(
         max_size: Some(max_size),
         registry: args.registry.options(),
         cancel: interrupt.cancel.clone(),
+        synthetic: if args.allow_synthetic {
+            SyntheticLayers::Allow
+        } else {
+            SyntheticLayers::Refuse
+        },
     };
     let reference = Reference::parse(name)?;
     let image = match interrupt.at_work(|| reference.open(storage, &from)) {

@@ -2,10 +2,13 @@
 
 mod image;
 mod open;
+mod synthetic;
 mod toc;
 
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -51,6 +54,8 @@ pub struct Layer {
     record: LayerRecord,
     mark: LastWrite,
     diff_id: DiffId,
+    /// A tar-split of our own making.
+    synthetic: Option<Arc<File>>,
 }
 
 impl fmt::Debug for Layer {
@@ -73,6 +78,7 @@ impl Layer {
             record: found.record,
             mark: found.mark,
             diff_id,
+            synthetic: None,
         }
     }
 
@@ -131,6 +137,15 @@ impl Layer {
             }
         }
         Ok(None)
+    }
+
+    fn tar_split_path(&self) -> Result<Option<PathBuf>, Error> {
+        self.beside_record(Path::new(&format!("{}.tar-split.gz", self.record.id)))
+    }
+
+    /// The table of contents of a partial pull.
+    fn toc_path(&self) -> Result<Option<PathBuf>, Error> {
+        self.big_data("zstd-chunked-manifest")
     }
 
     /// An item of the layer's big data, if there is one.

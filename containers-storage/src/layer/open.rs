@@ -27,9 +27,6 @@ use crate::tar_split::{EntryName, TarSplit, TarSplitEntry};
 /// More generations than id-mapped copies of a layer were ever seen to have.
 const MAX_GENERATIONS: usize = 64;
 
-/// Key of the big data that holds the table of contents of a partial pull.
-const TOC: &str = "zstd-chunked-manifest";
-
 /// `diff`, `diff1`, `diff2`, … as far as they go.
 fn open_generations(dir: &Path) -> Result<Vec<OwnedFd>, Error> {
     let mut generations = Vec::new();
@@ -81,7 +78,7 @@ pub struct OpenLayer {
     layer: Layer,
     kind: LayerKind,
     /// `diff`, `diff1`, …: where files are looked for, in this order.
-    generations: Vec<OwnedFd>,
+    pub(super) generations: Vec<OwnedFd>,
     names: Names,
     tar_split: Option<(Arc<File>, PathBuf)>,
 }
@@ -104,11 +101,9 @@ impl OpenLayer {
         };
         let names = match kind {
             LayerKind::Flat => {
-                let toc = layer
-                    .big_data(TOC)?
-                    .ok_or_else(|| Error::NoTableOfContents {
-                        layer: layer.id().clone(),
-                    })?;
+                let toc = layer.toc_path()?.ok_or_else(|| Error::NoTableOfContents {
+                    layer: layer.id().clone(),
+                })?;
                 Names::Flat(FlatNames::read(&toc)?)
             }
             LayerKind::Composefs => {
@@ -119,13 +114,13 @@ impl OpenLayer {
             }
             LayerKind::Tree | LayerKind::AdditionalLayerStore => Names::Plain,
         };
-        let name = format!("{}.tar-split.gz", layer.id());
-        let tar_split = match layer.beside_record(Path::new(&name))? {
-            Some(path) => {
+        let tar_split = match (&layer.synthetic, layer.tar_split_path()?) {
+            (Some(file), _) => Some((Arc::clone(file), "a synthetic tar-split".into())),
+            (None, Some(path)) => {
                 let file = File::open(&path).map_err(io_error(&path))?;
                 Some((Arc::new(file), path))
             }
-            None => None,
+            (None, None) => None,
         };
         Ok(Self {
             layer: layer.clone(),

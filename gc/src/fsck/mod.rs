@@ -17,8 +17,8 @@ mod needed_by;
 mod objects;
 mod report;
 
-use repository::list::{Foreign, Oddity};
 use composefs_image::VerityDigest;
+use repository::list::{Foreign, Oddity};
 use repository::{Category, Repository, Result, StreamName};
 
 use crate::progress::{Phase, Progress};
@@ -108,7 +108,8 @@ pub fn fsck(
         report.counts.refs += refs.entries.len() as u64;
         for reference in refs.entries {
             let exists = match category {
-                Category::Streams => streams
+                Category::Streams => {
+                    streams
                     .entries
                     .iter()
                     .any(|link| link.name.as_str() == reference.target)
@@ -116,13 +117,16 @@ pub fn fsck(
                     || matches!(
                         StreamName::new(&*reference.target).map(|name| repository.stream(&name)),
                         Ok(Ok(Some(_)))
-                    ),
-                Category::Images => images
-                    .entries
-                    .iter()
-                    .any(|link| link.name.to_hex() == reference.target)
-                    || VerityDigest::from_hex(&reference.target)
-                        .is_ok_and(|image| matches!(repository.has_image(&image), Ok(true))),
+                    )
+                }
+                Category::Images => {
+                    images
+                        .entries
+                        .iter()
+                        .any(|link| link.name.to_hex() == reference.target)
+                        || VerityDigest::from_hex(&reference.target)
+                            .is_ok_and(|image| matches!(repository.has_image(&image), Ok(true)))
+                }
             };
             if !exists {
                 let path = std::path::Path::new(category.directory())

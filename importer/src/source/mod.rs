@@ -27,6 +27,7 @@ mod reference;
 mod section;
 mod skopeo;
 mod storage;
+mod synthetic;
 
 use std::fmt;
 use std::io::{self, Read};
@@ -47,7 +48,8 @@ pub use layout::{LayoutImage, from_oci_archive, from_oci_layout};
 pub use platform::{InvalidPlatform, Platform};
 pub use reference::{InvalidReference, Reference};
 pub use skopeo::{artifact_from_skopeo, from_skopeo, referrers_from_skopeo};
-pub use storage::from_storage;
+pub use storage::{from_storage, synthetic_from_storage};
+pub(crate) use synthetic::made_from;
 
 /// What is asked of a source beside the image's name. Made as
 /// `SourceOptions { platform, ..SourceOptions::default() }`: options are added.
@@ -62,6 +64,18 @@ pub struct SourceOptions {
     pub registry: RegistryOptions,
     /// Stops what takes long when set.
     pub cancel: Cancel,
+    /// What to do with layers of podman's storage that have lost their tar.
+    pub synthetic: SyntheticLayers,
+}
+
+/// What to do with layers of podman's storage of which the exact tar is lost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SyntheticLayers {
+    /// The image cannot be imported.
+    #[default]
+    Refuse,
+    /// A tar is made for them, and thereby another image: `docs/synthetic-layers.md`.
+    Allow,
 }
 
 /// An image as a source has it, with nothing verified yet.
@@ -179,6 +193,14 @@ pub enum SourceError {
     /// podman's storage.
     #[error(transparent)]
     Storage(#[from] containers_storage::Error),
+    /// Manifest or config are not such that other layers can be put into them.
+    #[error("{image}: synthetic layers do not fit into its documents: {problem}")]
+    Synthetic {
+        /// The image.
+        image: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// A file cannot be read.
     #[error("cannot read {}", path.display())]
     Io {

@@ -14,8 +14,8 @@ use super::files::Files;
 use super::layout::{self, LayoutImage};
 use super::skopeo::{self, artifact_from_skopeo, from_skopeo, referrers_from_skopeo};
 use super::{
-    SourceError, SourceImage, SourceOptions, from_directory, from_docker_archive, from_oci_archive,
-    from_oci_layout, from_storage,
+    SourceError, SourceImage, SourceOptions, SyntheticLayers, from_directory, from_docker_archive,
+    from_oci_archive, from_oci_layout, from_storage, synthetic_from_storage,
 };
 
 /// Where an image is, as a user says it: `TRANSPORT:…`, or a name, ID or digest in podman's storage.
@@ -84,7 +84,10 @@ impl Reference {
         Ok(match self {
             Self::Storage(name) => {
                 let image = storage()?.find_image(name).map_err(SourceError::from)?;
-                from_storage(&image)?
+                match options.synthetic {
+                    SyntheticLayers::Refuse => from_storage(&image)?,
+                    SyntheticLayers::Allow => synthetic_from_storage(&image)?,
+                }
             }
             Self::OciLayout(path, image) => from_oci_layout(path, image, options)?,
             Self::OciArchive(path, image) => from_oci_archive(path, image, options)?,

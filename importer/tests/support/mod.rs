@@ -1,6 +1,8 @@
 //! Generated containers-storage roots: what podman would have written for given tar entries, without
 //! podman, so that every part of it can be damaged.
 
+#![allow(dead_code, reason = "not every test file uses all of it")]
+
 pub(crate) mod repo;
 
 use std::fs;
@@ -336,6 +338,11 @@ impl Store {
         })
         .unwrap();
         storage.find_image("localhost/test:1").unwrap()
+    }
+
+    /// The storage root.
+    pub(crate) fn root(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The directory of a layer's files.
