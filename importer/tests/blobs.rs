@@ -1,6 +1,5 @@
 //! Imports of layers that come as blobs: compressed in every way, damaged, and cut off.
 
-#[allow(dead_code)]
 mod support;
 
 use std::error::Error;

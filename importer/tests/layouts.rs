@@ -1,7 +1,6 @@
 //! Images in OCI layouts, docker archives and `dir:` directories: found by every kind of name, and the
 //! same in a directory as in an archive.
 
-#[allow(dead_code)]
 mod support;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,5 @@
 //! Images whose layers have lost their tar-split, imported with tars of our own making.
 
-#[allow(dead_code)]
 mod support;
 
 use std::fs;
