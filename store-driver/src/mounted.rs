@@ -74,7 +74,7 @@ impl AllMounts {
         repository: &Repository,
         layers: &[(LayerId, Option<LinkId>)],
     ) -> Vec<MountUse> {
-        let run = StorePaths::of(repository).run();
+        let run = StorePaths::all_runs();
         let mut names: HashMap<&str, &LayerId> = HashMap::new();
         for (layer, link) in layers {
             names.insert(layer.as_str(), layer);
@@ -87,8 +87,9 @@ impl AllMounts {
             BTreeMap::new();
         for (pid, table) in &self.0 {
             for mount in table.all() {
-                // What we mount for podman is there for as long as its layer is.
-                if !is_interesting(mount) || mount.target.starts_with(&run) {
+                // What we mount for podman is there for as long as its layer is; with another repository of
+                // the host it has the objects of that one.
+                if !is_interesting(mount) || mount.target.starts_with(run) {
                     continue;
                 }
                 let mut images = BTreeSet::new();

@@ -82,6 +82,11 @@ impl StorePaths {
         Path::new(RUN).join(id)
     }
 
+    /// The directory of all stores' mounts.
+    pub(crate) fn all_runs() -> &'static Path {
+        Path::new(RUN)
+    }
+
     /// Where a layer in the layout [`crate::Layout::Mounted`] is mounted.
     pub fn layer_mount(&self, layer: &LayerId) -> PathBuf {
         self.run().join("layers").join(layer.as_str())

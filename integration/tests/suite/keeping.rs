@@ -1,6 +1,6 @@
 //! What gc keeps because somebody uses it, and what it leaves in whatever way it ends.
 
-use crate::scene::{IMAGE, Scene};
+use crate::scene::{IMAGE, Scene, unique};
 use anyhow::{Context, Result, ensure};
 use integration::command::ok;
 use integration::fixture::noise;
@@ -13,9 +13,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 fn small(dir: &Path) -> Result<Fixture> {
+    let seed = unique();
     let layer = |n: u64| {
-        let files = (0..20)
-            .map(|file| Member::file(format!("layer{n}-{file}"), noise(100 * n + file, 5000)));
+        let files = (0..20).map(|file| {
+            Member::file(
+                format!("layer{n}-{file}"),
+                noise(seed + 100 * n + file, 5000),
+            )
+        });
         files.collect()
     };
     Fixture::with_layers(dir, (1..4).map(layer).collect())

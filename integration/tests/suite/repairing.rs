@@ -1,6 +1,6 @@
 //! fsck finds what is broken, says who is concerned, and mends it from whoever still has it.
 
-use crate::scene::{IMAGE, Scene};
+use crate::scene::{IMAGE, Scene, unique};
 use anyhow::{Context, Result, ensure};
 use integration::fixture::noise;
 use integration::store::Layout;
@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 fn scene() -> Result<Scene> {
     Scene::new(Release::Trixie, Kind::Xfs, |dir| {
-        let layer = |n: u64| vec![Member::file(format!("layer{n}"), noise(n, 10_000))];
+        let seed = unique();
+        let layer = |n: u64| vec![Member::file(format!("layer{n}"), noise(seed + n, 10_000))];
         Fixture::with_layers(dir, (1..4).map(layer).collect())
     })
 }

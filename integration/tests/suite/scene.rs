@@ -6,9 +6,17 @@ use integration::fixture::Limits;
 use integration::store::Layout;
 use integration::{Engine, Filesystem, Fixture, Kind, Machine, Peers, Podman, Release, Store};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The name of the image in every scene.
 pub(crate) const IMAGE: &str = "localhost/fixture:latest";
+
+/// A number that no other test of this run gets, for content that no other test has: gc looks at the
+/// mounts of the whole machine, and keeps what looks like its own.
+pub(crate) fn unique() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1 << 32);
+    NEXT.fetch_add(1000, Ordering::Relaxed)
+}
 
 /// Fields in the order in which they must be dropped.
 pub(crate) struct Scene {
