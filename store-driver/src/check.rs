@@ -41,8 +41,9 @@ fn blob_of(paths: &StorePaths, layer: &LayerId) -> PathBuf {
         .join("composefs.blob")
 }
 
-/// Compares every published layer with the image that its layers make. Reads all images and, to make them
-/// again, the layers' streams. Writes nothing.
+/// Compares every published layer with its image, and that with the one that its layers make, as far as the
+/// repository still has these: they go with the image's last tag, which its containers do not need. Reads
+/// all images and the layers' streams. Writes nothing.
 pub fn check_published(repository: &Repository) -> Result<Vec<Fault>> {
     let paths = StorePaths::of(repository);
     let Some(own) = open_existing(&paths)? else {
@@ -80,7 +81,9 @@ pub fn check_published(repository: &Repository) -> Result<Vec<Fault>> {
         }
     }
     for chain in chains(&records) {
-        compare(repository, &paths, &chain, &images, &mut faults);
+        if let Some(streams) = streams_of(repository, &chain)? {
+            compare(repository, &paths, &chain, &streams, &images, &mut faults);
+        }
     }
     faults.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(faults)
@@ -91,10 +94,11 @@ fn compare(
     repository: &Repository,
     paths: &StorePaths,
     chain: &[&LayerRecord],
+    streams: &[VerityDigest],
     images: &HashMap<LayerId, VerityDigest>,
     faults: &mut Vec<Fault>,
 ) {
-    let result = each_tree(repository, chain, |record, tree| {
+    let result = each_tree(repository, chain, streams, |record, tree| {
         let Some(recorded) = images.get(&record.id) else {
             return Ok(());
         };
@@ -146,8 +150,11 @@ pub fn published_image_again(
         let Some(position) = chain.iter().position(|record| record.id == *layer) else {
             continue;
         };
+        let Some(streams) = streams_of(repository, &chain[..=position])? else {
+            return Ok(None);
+        };
         let mut made = None;
-        let result = each_tree(repository, &chain[..=position], |record, tree| {
+        let result = each_tree(repository, &chain, &streams, |record, tree| {
             if record.id == *layer {
                 let directory = paths.private();
                 let mut file =
@@ -243,27 +250,33 @@ fn chains(records: &[LayerRecord]) -> Vec<Vec<&LayerRecord>> {
     .collect()
 }
 
+/// The streams of a chain of layers; `None` if the repository no longer has all of them.
+fn streams_of(
+    repository: &Repository,
+    chain: &[&LayerRecord],
+) -> Result<Option<Vec<VerityDigest>>> {
+    let mut streams = Vec::new();
+    for record in chain {
+        let diff_id = record.diff_digest.as_ref().map(ToString::to_string);
+        let Some(Ok(diff_id)) = diff_id.map(|text| text.parse::<DiffId>()) else {
+            return Ok(None);
+        };
+        let Some(stream) = repository.stream(&diff_id.stream_name())? else {
+            return Ok(None);
+        };
+        streams.push(stream);
+    }
+    Ok(Some(streams))
+}
+
 /// Merges a chain of layers as podman does, and shows the tree after each of them.
 fn each_tree(
     repository: &Repository,
     chain: &[&LayerRecord],
+    streams: &[VerityDigest],
     mut visit: impl FnMut(&LayerRecord, &Tree) -> Result<()>,
 ) -> Result<()> {
-    let mut streams = Vec::new();
-    for record in chain {
-        let stream = match record.diff_digest.as_ref().map(ToString::to_string) {
-            Some(diff_id) => match diff_id.parse::<DiffId>() {
-                Ok(diff_id) => repository.stream(&diff_id.stream_name())?,
-                Err(_) => None,
-            },
-            None => None,
-        };
-        streams.push(stream.ok_or_else(|| Error::Damaged {
-            store: StorePaths::of(repository).store(),
-            problem: format!("the repository has lost the layer {}", record.id),
-        })?);
-    }
-    for_each_prefix(repository, &streams, |index, tree| {
+    for_each_prefix(repository, streams, |index, tree| {
         chain
             .get(index)
             .map_or(Ok(()), |record| visit(record, tree))

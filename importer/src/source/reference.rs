@@ -81,6 +81,21 @@ impl Reference {
         storage: impl FnOnce() -> Result<Storage, E>,
         options: &SourceOptions,
     ) -> Result<SourceImage<'static>, E> {
+        // Whoever gave up because of the flag may have said so in other words.
+        self.find(storage, options).map_err(|error| {
+            if options.cancel.is_cancelled() {
+                SourceError::Cancelled.into()
+            } else {
+                error
+            }
+        })
+    }
+
+    fn find<E: From<SourceError>>(
+        &self,
+        storage: impl FnOnce() -> Result<Storage, E>,
+        options: &SourceOptions,
+    ) -> Result<SourceImage<'static>, E> {
         Ok(match self {
             Self::Storage(name) => {
                 let image = storage()?.find_image(name).map_err(SourceError::from)?;
