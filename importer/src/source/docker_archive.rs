@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::archive::{Archive, Duplicates};
 use super::files::Files;
+use super::names::completed;
 use super::section::Section;
 use super::{LayerContent, SourceError, SourceImage, SourceLayer, SourceOptions};
 use crate::compression::{Compression, MAGIC, OpenError, Uncompressed};
@@ -35,7 +36,7 @@ const LAYER_TYPE: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 pub enum ArchiveImage {
     /// The only one.
     Only,
-    /// The one of this name, which podman completes: `app` is `docker.io/library/app:latest`.
+    /// The one of this name, which podman completes: `app` is `…/library/app:latest` of Docker's own registry.
     Name(String),
     /// The one at this place in `manifest.json`, from 0.
     Position(usize),
@@ -134,7 +135,12 @@ pub fn from_docker_archive(
     Ok(SourceImage {
         name,
         id: None,
-        names: item.repo_tags.iter().flatten().map(|it| full(it)).collect(),
+        names: item
+            .repo_tags
+            .iter()
+            .flatten()
+            .map(|it| completed(it))
+            .collect(),
         indexes: Vec::new(),
         manifest,
         layers: layers.collect(),
@@ -158,10 +164,10 @@ fn choose<'i>(
         (ArchiveImage::Only, []) => None,
         (ArchiveImage::Position(position), _) => items.get(*position),
         (ArchiveImage::Name(wanted), _) => {
-            let wanted = full(wanted);
+            let wanted = completed(wanted);
             items.iter().find(|item| {
                 let mut names = item.repo_tags.iter().flatten();
-                names.any(|name| full(name) == wanted)
+                names.any(|name| completed(name) == wanted)
             })
         }
     };
@@ -243,25 +249,6 @@ fn blob_of(diff_id: &DiffId) -> BlobDigest {
     BlobDigest::from_bytes(*diff_id.as_bytes())
 }
 
-/// A name as podman completes those of Docker: with the registry, `library/` and `:latest`.
-fn full(name: &str) -> String {
-    let domain = |first: &str| {
-        first.contains(['.', ':'])
-            || first == "localhost"
-            || first.bytes().any(|byte| byte.is_ascii_uppercase())
-    };
-    let mut full = match name.split_once('/') {
-        Some((first, _)) if domain(first) => name.to_owned(),
-        Some(_) => format!("docker.io/{name}"),
-        None => format!("docker.io/library/{name}"),
-    };
-    let last = full.rsplit('/').next().unwrap_or(&full);
-    if !last.contains([':', '@']) {
-        full.push_str(":latest");
-    }
-    full
-}
-
 fn suffix(image: &ArchiveImage) -> String {
     match image {
         ArchiveImage::Only => String::new(),
@@ -279,23 +266,4 @@ pub(super) fn parse(text: &str) -> Option<(PathBuf, ArchiveImage)> {
         None => ArchiveImage::Name(image.into()),
     };
     (!path.is_empty()).then(|| (path.into(), image))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_completed_as_podman_does() {
-        for (name, expected) in [
-            ("app", "docker.io/library/app:latest"),
-            ("app:1", "docker.io/library/app:1"),
-            ("me/app", "docker.io/me/app:latest"),
-            ("localhost/app:1", "localhost/app:1"),
-            ("host:5000/app", "host:5000/app:latest"),
-            ("quay.io/a/b:c", "quay.io/a/b:c"),
-        ] {
-            assert_eq!(full(name), expected);
-        }
-    }
 }

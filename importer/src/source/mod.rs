@@ -22,6 +22,7 @@ mod directory;
 mod docker_archive;
 mod files;
 mod layout;
+mod names;
 mod platform;
 mod reference;
 mod section;

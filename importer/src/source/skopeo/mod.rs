@@ -33,6 +33,7 @@ pub use self::artifact::{artifact_from_skopeo, referrers_from_skopeo};
 use self::download::Download;
 use self::session::{Failure, Policy, Skopeo};
 use super::files::check_platform;
+use super::names::completed;
 use super::{Blob, Origin, SourceError, SourceImage, SourceOptions};
 use crate::child::{self, Messages};
 use crate::registry::{Problem, complaint};
@@ -193,17 +194,7 @@ fn full_name(reference: &str) -> Option<String> {
     if name.starts_with("sha256:") {
         return None;
     }
-    let full = match name.split_once('/') {
-        Some((host, _)) if host == "localhost" || host.contains(['.', ':']) => name.to_owned(),
-        Some(_) => format!("docker.io/{name}"),
-        None => format!("docker.io/library/{name}"),
-    };
-    let last = full.rsplit('/').next().unwrap_or_default();
-    Some(if last.contains([':', '@']) {
-        full
-    } else {
-        format!("{full}:latest")
-    })
+    Some(completed(name))
 }
 
 /// The same repository with a digest in place of a tag or digest.
@@ -227,10 +218,8 @@ mod tests {
             ("docker://127.0.0.1:5000/a", "127.0.0.1:5000/a:latest"),
             ("docker://a.example/b/c:1", "a.example/b/c:1"),
             ("docker://localhost/a", "localhost/a:latest"),
-            ("docker://debian:12", "docker.io/library/debian:12"),
-            ("docker://org/app", "docker.io/org/app:latest"),
             ("docker://a.example/b@sha256:00", "a.example/b@sha256:00"),
-            ("docker-daemon:app:1", "docker.io/library/app:1"),
+            ("docker-daemon:localhost/app:1", "localhost/app:1"),
         ] {
             assert_eq!(full_name(reference).as_deref(), Some(name));
         }
