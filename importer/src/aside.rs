@@ -5,7 +5,7 @@
 //! that nothing is copied that can be cloned, and disappears with the value.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::Path;
 
 use repository::{InitOptions, PRIVATE_DIRECTORY, Repository, Security};
 use rustix::fs::FlockOperation;
@@ -20,9 +20,10 @@ const PREFIX: &str = "aside.";
 /// A temporary repository. Dropping it removes it.
 #[derive(Debug)]
 pub struct Aside {
-    repository: Option<Repository>,
+    // Fields are dropped in this order: the directory goes when nobody has it open any more.
+    repository: Repository,
     name: String,
-    directory: tempfile::TempDir,
+    _directory: tempfile::TempDir,
     _lock: File,
 }
 
@@ -59,9 +60,9 @@ impl Aside {
         let repository = Repository::open(&path)?;
         import_image(&repository, image, options, progress)?;
         Ok(Self {
-            repository: Some(repository),
+            repository,
             name: image.name.clone(),
-            directory,
+            _directory: directory,
             _lock: lock,
         })
     }
@@ -73,24 +74,12 @@ impl Aside {
 
     /// Opens an object that the image has.
     pub fn open(&self, object: &repository::VerityDigest) -> Option<File> {
-        self.repository.as_ref()?.open_object(object).ok()
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> PathBuf {
-        self.directory.path().to_owned()
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        // Before the directory goes.
-        self.repository = None;
+        self.repository.open_object(object).ok()
     }
 }
 
 /// Removes what killed processes left.
-fn sweep(private: &std::path::Path) -> std::io::Result<()> {
+fn sweep(private: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(private)? {
         let entry = entry?;
         if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
