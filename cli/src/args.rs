@@ -31,7 +31,7 @@ Examples:
 
 Also here, and when called by their names: mkcomposefs, composefs-info, mount.composefs.
 
-Exit status: 0 done, 1 failed or (fsck) findings, 2 wrong usage, 130 interrupted.";
+Exit status: 0 done, 1 failed or (fsck, verify) findings, 2 wrong usage, 130 interrupted.";
 
 /// Options that every command takes.
 #[derive(Debug, Args)]
@@ -111,6 +111,7 @@ Examples:
 Examples:
   composefs-store publish localhost/app:1
   composefs-store publish --layout mounted localhost/app:1
+  composefs-store publish --verified localhost/app:1
 
 Podman finds it once storage.conf names the store (composefs-store podman-store-path):
   [storage.options]
@@ -168,6 +169,14 @@ Examples:
     /// Keep whatever is in the repository under a name while something is being done
     #[command(subcommand)]
     Lease(LeaseCommand),
+    /// Measure what podman is shown: is it what was published?
+    #[command(after_help = "\
+Examples:
+  composefs-store verify --published
+  systemctl enable composefs-store-verify.service      the same at boot, before podman sees any image
+
+Each finding names the file, what is wrong with it, and the images that need it.")]
+    Verify(Verify),
     /// Check the repository: names, streams, the digest of every object, and what they mean
     #[command(after_help = "\
 Examples:
@@ -294,6 +303,12 @@ pub(crate) struct LayoutArgs {
     /// The storage.conf that podman will use [default: as podman finds it]
     #[arg(long, value_name = "FILE")]
     pub(crate) storage_conf: Option<PathBuf>,
+    /// Publish only if the kernel will verify everything that containers read, now and after every boot
+    ///
+    /// Needs a repository with fs-verity; the layout blob also needs verity=require among podman's mount
+    /// options (contrib/containers-storage.verified.conf). Holds until the image is unpublished.
+    #[arg(long)]
+    pub(crate) verified: bool,
 }
 
 #[derive(Debug, Args)]
@@ -303,6 +318,15 @@ pub(crate) struct Publish {
     pub(crate) images: Vec<String>,
     #[command(flatten)]
     pub(crate) layout: LayoutArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Everything that podman is shown: measure the EROFS images and their objects, reading neither's content
+    ///
+    /// What composefs-store-verify.service runs at boot.
+    #[arg(long, required = true)]
+    pub(crate) published: bool,
 }
 
 #[derive(Debug, Args)]

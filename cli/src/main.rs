@@ -103,6 +103,7 @@ fn run(context: &Context, command: Command) -> anyhow::Result<Outcome> {
         Command::Pin(args) => commands::keep::pin(context, &args),
         Command::Unpin(args) => commands::keep::unpin(context, &args),
         Command::Lease(command) => commands::keep::lease(context, &command),
+        Command::Verify(args) => commands::verify::verify(context, &args),
         Command::Fsck(args) => commands::fsck::fsck(context, &args),
     }
 }

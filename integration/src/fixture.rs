@@ -64,6 +64,14 @@ impl Fixture {
         image.write(dir)
     }
 
+    /// A runnable image of a single layer that no other fixture has, with `members` in it.
+    pub fn with_one_layer(dir: &Path, members: Vec<Member>) -> Result<Self> {
+        let mut image = Image::default();
+        let all = [base()?, members].concat();
+        image.layer(all, Dialect::Pax, Encoding::Gzip);
+        image.write(dir)
+    }
+
     /// An image of these tars alone, as they are.
     pub fn of_tars(dir: &Path, tars: Vec<Vec<u8>>) -> Result<Self> {
         let layers = tars.into_iter().map(|tar| Layer {

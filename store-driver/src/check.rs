@@ -34,7 +34,7 @@ pub struct Fault {
 }
 
 /// The EROFS image in a layer's directory in the layout [`Layout::Blob`].
-fn blob_of(paths: &StorePaths, layer: &LayerId) -> PathBuf {
+pub(crate) fn blob_of(paths: &StorePaths, layer: &LayerId) -> PathBuf {
     paths
         .layer_directory(layer)
         .join(COMPOSEFS_DATA)

@@ -156,7 +156,36 @@ pub enum Error {
     #[error("{} cannot be mounted: {}", count(failed.len()), describe(failed))]
     NotAllMounted {
         /// The layers, and why.
-        failed: Vec<(LayerId, Error)>,
+        failed: Vec<NotMounted>,
+    },
+    /// Something is to be verified, and the repository has no fs-verity.
+    #[error(
+        "{} is a repository without fs-verity, so what containers read cannot be verified: make another with \
+         `init`, without `--insecure`, on a filesystem that has it (ext4 made or tuned with `-O verity`, btrfs), \
+         and import the image there; or publish without `--verified`", repository.display()
+    )]
+    NoVerity {
+        /// The repository.
+        repository: PathBuf,
+    },
+    /// podman mounts the image itself, and is not told to have the kernel verify it.
+    #[error(
+        "{conf} does not have podman verify what containers read: the layout `blob` needs the line\n    {line}\n\
+         below [storage.options.overlay] there; or publish with `--layout mounted`, where we mount the image"
+    )]
+    NoVerityOption {
+        /// The configuration that podman uses.
+        conf: String,
+        /// The line to add or change.
+        line: String,
+    },
+    /// An EROFS image is not what was published.
+    #[error("{}: {problem}", path.display())]
+    Unsound {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
     },
     /// No published image, or more than one, is meant by this.
     #[error("no published image is meant by {image:?}; `images` lists them")]
@@ -172,6 +201,17 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+}
+
+/// A layer that could not be mounted.
+#[derive(Debug)]
+pub struct NotMounted {
+    /// The layer.
+    pub layer: LayerId,
+    /// The published images that have it, by name.
+    pub images: Vec<String>,
+    /// Why.
+    pub error: Error,
 }
 
 impl Error {
@@ -196,10 +236,14 @@ fn count(layers: usize) -> String {
     }
 }
 
-/// Each layer with its error and what caused that.
-fn describe(failed: &[(LayerId, Error)]) -> String {
-    let one = |(layer, error): &(LayerId, Error)| {
-        let mut text = format!("{layer}: {error}");
+/// Each layer with its images, its error and what caused that.
+fn describe(failed: &[NotMounted]) -> String {
+    let one = |failed: &NotMounted| {
+        let (layer, error) = (&failed.layer, &failed.error);
+        let mut text = match failed.images.as_slice() {
+            [] => format!("{layer}: {error}"),
+            images => format!("{layer} of {}: {error}", images.join(", ")),
+        };
         let mut cause = std::error::Error::source(error);
         while let Some(error) = cause {
             text.push_str(": ");

@@ -34,21 +34,39 @@ pub fn check_host(conf: &StorageConf, layout: Layout) -> Result<()> {
     if overlay.naive_diff().is_none() {
         return Err(Error::NativeDiff {
             conf: conf.source.to_string(),
-            line: mountopt_line(&overlay.mountopt),
+            line: mountopt_line(&overlay.mountopt, &[METACOPY]),
         });
     }
     Ok(())
 }
 
-/// The `mountopt` line that makes the layout `blob` safe and keeps the options there are.
-fn mountopt_line(mountopt: &str) -> String {
+/// Checks that podman, as it is configured, has the kernel verify what containers read: in the layout
+/// [`Layout::Blob`] it mounts the image, and takes nothing but these options from us.
+pub fn check_verified_host(conf: &StorageConf, layout: Layout) -> Result<()> {
+    let overlay = conf.overlay_options();
+    let has_option = || overlay.has_mount_option(VERITY);
+    if layout == Layout::Mounted || has_option() {
+        return Ok(());
+    }
+    Err(Error::NoVerityOption {
+        conf: conf.source.to_string(),
+        line: mountopt_line(&overlay.mountopt, &[METACOPY, VERITY]),
+    })
+}
+
+const METACOPY: &str = "metacopy=on";
+const VERITY: &str = "verity=require";
+
+/// The `mountopt` line that has `wanted` and keeps the other options there are.
+fn mountopt_line(mountopt: &str, wanted: &[&str]) -> String {
+    let key = |option: &str| option.split('=').next().unwrap_or_default().to_owned();
     let others: Vec<&str> = mountopt
         .split(',')
         .map(str::trim)
         .filter(|option| {
             !option.is_empty()
-                && !option.starts_with("metacopy=")
-                && !option.starts_with("redirect_dir=")
+                && key(option) != "redirect_dir"
+                && !wanted.iter().any(|wanted| key(wanted) == key(option))
         })
         .collect();
     let mut options = if others.is_empty() {
@@ -56,7 +74,7 @@ fn mountopt_line(mountopt: &str) -> String {
     } else {
         others
     };
-    options.push("metacopy=on");
+    options.extend(wanted);
     format!("mountopt = \"{}\"", options.join(","))
 }
 
@@ -117,6 +135,50 @@ mod tests {
         assert_eq!(
             conf.additional_image_stores,
             [Path::new("/var/lib/composefs-store/composefs-store/podman")]
+        );
+    }
+
+    #[test]
+    fn verified_blobs_are_refused_with_the_line_to_add_where_podman_would_not_verify() {
+        for (mountopt, line) in [
+            ("", "mountopt = \"nodev,metacopy=on,verity=require\""),
+            (
+                "nodev,metacopy=on",
+                "mountopt = \"nodev,metacopy=on,verity=require\"",
+            ),
+            (
+                "noatime,verity=on,metacopy=on",
+                "mountopt = \"noatime,metacopy=on,verity=require\"",
+            ),
+        ] {
+            let conf = conf(&format!(
+                "[storage.options.overlay]\nmountopt = \"{mountopt}\"\n"
+            ));
+            match check_verified_host(&conf, Layout::Blob) {
+                Err(Error::NoVerityOption { line: found, .. }) => assert_eq!(found, line),
+                other => panic!("{mountopt}: {other:?}"),
+            }
+            check_verified_host(&conf, Layout::Mounted).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_verified_storage_conf_we_ship_is_right_and_differs_in_nothing_else() {
+        let plain = include_str!("../../contrib/containers-storage.conf");
+        let verified = include_str!("../../contrib/containers-storage.verified.conf");
+        let plain = conf(plain);
+        let verified = conf(verified);
+        for layout in [Layout::Blob, Layout::Mounted] {
+            check_host(&verified, layout).unwrap();
+            check_verified_host(&verified, layout).unwrap();
+        }
+        assert_eq!(
+            verified.overlay_options().mountopt,
+            "nodev,metacopy=on,verity=require"
+        );
+        assert_eq!(
+            verified.additional_image_stores,
+            plain.additional_image_stores
         );
     }
 

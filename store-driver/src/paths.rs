@@ -47,6 +47,13 @@ impl StorePaths {
         self.store().join("overlay").join(layer.as_str())
     }
 
+    /// What a layer's `diff` leads to in the layout [`crate::Layout::Blob`]: podman takes the layer's ID from
+    /// the last but one component.
+    pub(crate) fn shown_objects(&self, layer: &LayerId) -> PathBuf {
+        let overlay = self.view().join("overlay");
+        overlay.join(layer.as_str()).join("objs")
+    }
+
     /// Where layers are made ready, out of podman's sight.
     pub(crate) fn incoming(&self) -> PathBuf {
         self.store().join("incoming")

@@ -12,6 +12,7 @@ use crate::{
     names::podman_name,
     paths::StorePaths,
     store::{Store, image_of, open_existing},
+    verify::is_promised,
 };
 
 /// An image that podman is shown.
@@ -29,6 +30,8 @@ pub struct PublishedImage {
     pub layers: usize,
     /// The layout of the top layer.
     pub layout: Layout,
+    /// Whether it was published as verified.
+    pub verified: bool,
     /// The EROFS image of its whole tree; `None` if the repository has lost it.
     #[serde(serialize_with = "as_text")]
     pub image: Option<VerityDigest>,
@@ -83,6 +86,7 @@ pub fn published(repository: &Repository) -> Result<Vec<PublishedImage>> {
                 manifest: manifest.clone(),
                 names: record.names.clone(),
                 layout: Layout::of(&paths, layer)?,
+                verified: is_promised(record),
                 image: image_of(repository, layer)?,
                 layer: layer.clone(),
                 layers: count,

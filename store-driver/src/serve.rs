@@ -18,11 +18,12 @@ use rustix::fs::{Mode, OFlags, open};
 use serde::Serialize;
 
 use crate::{
-    Layout,
+    Enforcement, Layout, NotMounted,
     error::{Error, Result},
-    mount::{Busy, Composefs, MountTable, Stacking, Verity, unmount},
+    mount::{Busy, Composefs, DetachedMount, MountTable, Stacking, Verity, unmount},
     paths::StorePaths,
     store::{Store, image_of},
+    verify::{Owners, check_secure, measure},
     view::{ViewState, ensure_view, unmount_view},
 };
 
@@ -53,15 +54,26 @@ pub fn serve_mounts(repository: &Repository) -> Result<ServeReport> {
     };
     let mounts = LayerMounts::new(repository, &store.paths)?;
     let records = store.own.root().layer_records()?;
+    let owners = Owners::new(&store.own.root().image_records()?, &records);
     let layers = || records.iter().map(|record| &record.id);
     mounts.remove_others(&layers().cloned().collect())?;
     let mut failed = Vec::new();
     for layer in layers() {
-        match serve_layer(repository, &store, &mounts, layer) {
+        match serve_layer(
+            repository,
+            &store,
+            &mounts,
+            layer,
+            owners.enforcement(layer),
+        ) {
             Ok(Some(Mounted::Now)) => report.mounted.push(layer.clone()),
             Ok(Some(Mounted::Before)) => report.already_mounted.push(layer.clone()),
             Ok(None) => {}
-            Err(error) => failed.push((layer.clone(), error)),
+            Err(error) => failed.push(NotMounted {
+                layer: layer.clone(),
+                images: owners.of(layer),
+                error,
+            }),
         }
     }
     if failed.is_empty() {
@@ -77,6 +89,7 @@ fn serve_layer(
     store: &Store,
     mounts: &LayerMounts<'_>,
     layer: &LayerId,
+    enforcement: Enforcement,
 ) -> Result<Option<Mounted>> {
     if Layout::of(&store.paths, layer)? != Layout::Mounted {
         return Ok(None);
@@ -87,7 +100,7 @@ fn serve_layer(
             "the repository has no image for the published layer {layer}; publish its image again"
         ),
     })?;
-    mounts.ensure(layer, &image).map(Some)
+    mounts.ensure(layer, &image, enforcement).map(Some)
 }
 
 /// Takes all mounts of the repository's store away, in any order of start and stop. Running containers
@@ -108,14 +121,36 @@ pub fn unmount_all(repository: &Repository) -> Result<()> {
     unmount_view(&store.paths)
 }
 
-/// Mounts an image of the repository read-only on an existing directory, over its objects; with
-/// `verity=require` where the repository is secure. Needs `CAP_SYS_ADMIN`.
+/// Mounts an image of the repository read-only on an existing directory, over its objects. Where the
+/// repository is secure the image itself is measured before, and the kernel compares each object that is
+/// opened (`verity=require`); elsewhere that can be required, which is an error ([`Error::NoVerity`]). Needs
+/// `CAP_SYS_ADMIN`.
 pub fn mount_image(
     repository: &Repository,
     image: &VerityDigest,
+    enforcement: Enforcement,
     stacking: Stacking,
     target: &Path,
 ) -> Result<()> {
+    detached_image(repository, image, enforcement, stacking)?.attach(target)?;
+    Ok(())
+}
+
+/// As [`mount_image`], attached nowhere yet.
+pub(crate) fn detached_image(
+    repository: &Repository,
+    image: &VerityDigest,
+    enforcement: Enforcement,
+    stacking: Stacking,
+) -> Result<DetachedMount> {
+    if enforcement == Enforcement::Required {
+        check_secure(repository)?;
+    }
+    if repository.is_secure() {
+        // Opening it would refuse it too, but not tell the file.
+        let path = repository.object_file(image);
+        measure(&path, image).map_err(|problem| Error::Unsound { path, problem })?;
+    }
     let file = repository.open_object(image)?;
     let objects_path = repository.path().join("objects");
     let objects = open(
@@ -129,13 +164,11 @@ pub fn mount_image(
     } else {
         Verity::Off
     };
-    Composefs::new(file.as_fd(), format!("composefs:{image}"))
+    Ok(Composefs::new(file.as_fd(), format!("composefs:{image}"))
         .data(objects.as_fd())
         .verity(verity)
         .stacking(stacking)
-        .mount()?
-        .attach(target)?;
-    Ok(())
+        .mount()?)
 }
 
 /// Whether a layer had to be mounted.
@@ -162,7 +195,15 @@ impl<'a> LayerMounts<'a> {
     }
 
     /// Mounts a layer's EROFS image where its `diff` leads, unless it is there.
-    pub(crate) fn ensure(&self, layer: &LayerId, image: &VerityDigest) -> Result<Mounted> {
+    pub(crate) fn ensure(
+        &self,
+        layer: &LayerId,
+        image: &VerityDigest,
+        enforcement: Enforcement,
+    ) -> Result<Mounted> {
+        if enforcement == Enforcement::Required {
+            check_secure(self.repository)?;
+        }
         let target = self.paths.layer_mount(layer);
         let source = format!("composefs:{image}");
         if let Some(mount) = self.table.top_at(&target) {
@@ -180,7 +221,8 @@ impl<'a> LayerMounts<'a> {
             };
         }
         self.make_target(&target)?;
-        mount_image(self.repository, image, Stacking::BelowOverlay, &target)?;
+        let stacking = Stacking::BelowOverlay;
+        mount_image(self.repository, image, enforcement, stacking, &target)?;
         Ok(Mounted::Now)
     }
 

@@ -13,6 +13,7 @@ pub(crate) mod mount;
 pub(crate) mod publish;
 pub(crate) mod pull;
 pub(crate) mod upgrade_format;
+pub(crate) mod verify;
 
 use std::path::PathBuf;
 

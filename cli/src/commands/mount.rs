@@ -4,7 +4,7 @@ use anyhow::{Context as _, bail};
 use repository::oci;
 use serde::Serialize;
 use store_driver::mount::{Busy, Stacking, unmount};
-use store_driver::{ViewState, mount_image};
+use store_driver::{Enforcement, ViewState, mount_image};
 
 use super::Context;
 use crate::args::{Mount, ServeMounts, Umount};
@@ -54,7 +54,8 @@ pub(crate) fn mount(context: &Context, args: &Mount) -> anyhow::Result<Outcome> 
             args.image
         );
     };
-    mount_image(&repository, rootfs, Stacking::BelowOverlay, &args.dir)
+    let (enforcement, stacking) = (Enforcement::WhereSecure, Stacking::BelowOverlay);
+    mount_image(&repository, rootfs, enforcement, stacking, &args.dir)
         .with_context(|| format!("cannot mount {}", args.image))?;
     let report = Mounted {
         image: rootfs.to_string(),

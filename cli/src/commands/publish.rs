@@ -8,7 +8,8 @@ use containers_storage::{Environment, StorageConf};
 use repository::{Repository, oci};
 use serde::Serialize;
 use store_driver::{
-    KeptLayer, Layout, PublishOptions, PublishReport, StorePaths, UnpublishReport, find_published,
+    Enforcement, KeptLayer, Layout, PublishOptions, PublishReport, StorePaths, UnpublishReport,
+    find_published,
 };
 
 use super::Context;
@@ -51,6 +52,11 @@ pub(crate) fn publish_one(
             LayoutArg::Mounted => Layout::Mounted,
         },
         conf: &conf,
+        enforcement: if args.verified {
+            Enforcement::Required
+        } else {
+            Enforcement::WhereSecure
+        },
     };
     Ok(store_driver::publish(repository, image, &options)?)
 }
@@ -75,10 +81,11 @@ pub(crate) fn print(report: &PublishReport, out: &mut dyn Write) -> io::Result<(
         .count() as u64;
     writeln!(
         out,
-        "published {} as {} ({}, {} of {} new) in {}",
+        "published {} as {} ({}{}, {} of {} new) in {}",
         short(report.image.as_str()),
         report.names.join(", "),
         report.layout,
+        if report.verified { ", verified" } else { "" },
         new,
         count(report.layers.len() as u64, "layer"),
         report.view.display()

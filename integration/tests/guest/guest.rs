@@ -3,16 +3,23 @@
 use anyhow::{Context, Result, ensure};
 use integration::{Finished, finish, ok};
 use serde_json::Value;
-use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// The image that every test uses.
+/// The image that most tests use: of the OCI layout on the disk of programs.
 pub(crate) const IMAGE: &str = "localhost/fixture:latest";
-/// A file of it that is an object, and its content's length.
-pub(crate) const LARGE: &str = integration::fixture::LARGE;
+/// A smaller one.
+pub(crate) const SMALL: &str = "localhost/small:latest";
+/// A file of both images that is an object.
+pub(crate) const LARGE: &str = "/usr/lib/large.bin";
 
-/// A filesystem with fs-verity, with podman's storage and a repository on it.
+/// Mount options without verification.
+pub(crate) const PLAIN: &str = "nodev,metacopy=on";
+/// Those of `contrib/containers-storage.verified.conf`.
+pub(crate) const VERIFIED: &str = "nodev,metacopy=on,verity=require";
+
+/// The filesystem with fs-verity that this guest is about, with podman's storage and a repository on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Disk {
     /// podman's and our own default places.
@@ -22,7 +29,14 @@ pub(crate) enum Disk {
 }
 
 impl Disk {
-    pub(crate) const ALL: [Self; 2] = [Self::Ext4, Self::Btrfs];
+    /// The one of this guest.
+    pub(crate) fn this() -> Result<Self> {
+        match std::env::var("DISK").as_deref() {
+            Ok("ext4") => Ok(Self::Ext4),
+            Ok("btrfs") => Ok(Self::Btrfs),
+            other => anyhow::bail!("DISK is {other:?}"),
+        }
+    }
 
     /// The repository.
     pub(crate) fn repository(self) -> PathBuf {
@@ -40,23 +54,19 @@ impl Disk {
         }
     }
 
-    fn conf(self) -> PathBuf {
-        Path::new("/etc/containers").join(format!("{self:?}.conf"))
-    }
-
-    /// Tells podman where its storage is, and which mount options and further stores it uses.
-    pub(crate) fn configure(self, mountopt: &str, store: bool) -> Result<()> {
+    /// Tells podman where its storage is, and which mount options it uses; with our store if it is there.
+    pub(crate) fn configure(self, mountopt: &str) -> Result<()> {
         let view = self.repository().join("composefs-store/podman");
-        let stores = if store {
+        let stores = if view.exists() {
             format!("\"{}\"", view.display())
         } else {
             String::new()
         };
         std::fs::create_dir_all("/etc/containers")?;
         std::fs::write(
-            self.conf(),
+            "/etc/containers/storage.conf",
             format!(
-                "[storage]\ndriver = \"overlay\"\ngraphroot = \"{}\"\nrunroot = \"/run/{self:?}\"\n\n\
+                "[storage]\ndriver = \"overlay\"\ngraphroot = \"{}\"\nrunroot = \"/run/podman\"\n\n\
                  [storage.options]\nadditionalimagestores = [{stores}]\n\n\
                  [storage.options.overlay]\nmountopt = \"{mountopt}\"\n",
                 self.graphroot().display(),
@@ -65,27 +75,11 @@ impl Disk {
         Ok(())
     }
 
-    /// A program that uses podman's storage on this disk.
-    pub(crate) fn command(self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.env("CONTAINERS_STORAGE_CONF", self.conf());
-        command
-    }
-
-    /// `composefs-store` with this disk's repository.
+    /// `composefs-store` with the repository.
     pub(crate) fn store(self, args: &[&str]) -> Command {
-        let mut command = self.command("composefs-store");
+        let mut command = Command::new("composefs-store");
         command.arg("--repo").arg(self.repository()).args(args);
         command
-    }
-
-    /// `podman run` with a shell script in a new container of `image`.
-    pub(crate) fn run(self, image: &str, script: &str) -> Result<Finished> {
-        finish(
-            self.command("podman")
-                .args(["run", "--rm", "--network", "none", "--pull", "never", image])
-                .args(["/bin/sh", "-c", script]),
-        )
     }
 
     /// Every object of the repository.
@@ -100,36 +94,37 @@ impl Disk {
         Ok(objects)
     }
 
-    /// The object that has the content of the image's [`LARGE`] file.
-    pub(crate) fn large_object(self) -> Result<PathBuf> {
-        let content = self.run(IMAGE, &format!("cat /{LARGE}"))?.success()?.stdout;
-        for object in self.objects()? {
-            if std::fs::metadata(&object)?.len() == content.len() as u64
-                && std::fs::read(&object)? == content
-            {
-                return Ok(object);
-            }
-        }
-        anyhow::bail!("no object of {self:?} has the content of /{LARGE}")
+    /// Publishes an image as verified; returns the ID of its top layer.
+    pub(crate) fn publish(self, layout: &str, image: &str) -> Result<String> {
+        let args = ["--json", "publish", "--verified", "--layout", layout, image];
+        let report = json(&mut self.store(&args))?;
+        ensure!(report[0]["verified"] == true, "{report:#}");
+        let layers = report[0]["layers"].as_array().context("no layers")?;
+        let top = layers.last().and_then(|layer| layer["id"].as_str());
+        Ok(top.context("no top layer")?.to_owned())
+    }
+
+    /// The object that is the EROFS image of a published layer.
+    pub(crate) fn erofs(self, layer: &str) -> Result<PathBuf> {
+        let name = format!("images/refs/composefs-store/published/{layer}");
+        let link = self.repository().join(name);
+        Ok(std::fs::canonicalize(&link).with_context(|| link.display().to_string())?)
     }
 }
 
-/// The fs-verity digest that the kernel has for a file, as `sha512:<hex>`.
-pub(crate) fn measured(file: &Path) -> Result<String> {
-    let text = ok(Command::new("fsverity").arg("measure").arg(file))?.text();
-    let (digest, _) = text
-        .split_once(' ')
-        .context("fsverity measure says nothing")?;
-    Ok(digest.to_owned())
+/// `podman` with arguments.
+pub(crate) fn podman(args: &[&str]) -> Command {
+    let mut command = Command::new("podman");
+    command.args(args);
+    command
 }
 
-/// The digest that the name of an object stands for.
-pub(crate) fn named(object: &Path) -> Result<String> {
-    let part = |path: Option<&Path>| -> Result<String> {
-        let name = path.and_then(Path::file_name).context("no object")?;
-        Ok(name.to_string_lossy().into_owned())
-    };
-    Ok(format!("{}{}", part(object.parent())?, part(Some(object))?))
+/// `podman run` with a shell script in a new container of `image`.
+pub(crate) fn run(image: &str, script: &str) -> Result<Finished> {
+    finish(
+        podman(&["run", "--rm", "--network", "none", "--pull", "never", image])
+            .args(["/bin/sh", "-c", script]),
+    )
 }
 
 /// What a program prints as JSON.
@@ -141,15 +136,63 @@ pub(crate) fn json(command: &mut Command) -> Result<Value> {
 /// Makes everybody read from the disk again.
 pub(crate) fn drop_caches() -> Result<()> {
     rustix::fs::sync();
-    std::fs::write("/proc/sys/vm/drop_caches", "3")?;
+    // An inode goes once nothing in another filesystem holds it.
+    for _ in 0..2 {
+        std::fs::write("/proc/sys/vm/drop_caches", "3")?;
+    }
     Ok(())
 }
 
-/// Puts `content` in a new file in place of `path`, as somebody would who changes an object.
-pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
-    let aside = path.with_extension("new");
-    std::fs::write(&aside, content)?;
-    File::open(&aside)?.sync_all()?;
-    std::fs::rename(aside, path)?;
-    Ok(())
+/// A running container that reads a file as often as it is asked to.
+pub(crate) struct Reader {
+    podman: Child,
+    ask: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Reader {
+    /// Starts a container of `image`.
+    pub(crate) fn start(image: &str) -> Result<Self> {
+        const SCRIPT: &str = "echo ready; while read -r file; do \
+                              if cat \"$file\" >/dev/null; then echo whole; else echo refused; fi; done";
+        let mut podman = podman(&["run", "--rm", "--interactive", "--network", "none"])
+            .args(["--pull", "never", image, "/bin/sh", "-c", SCRIPT])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let ask = podman.stdin.take().context("no stdin")?;
+        let answers = BufReader::new(podman.stdout.take().context("no stdout")?);
+        let mut reader = Self {
+            podman,
+            ask,
+            answers,
+        };
+        ensure!(reader.answer()? == "ready", "the container did not start");
+        Ok(reader)
+    }
+
+    /// Whether the whole file could be read, from the disk.
+    pub(crate) fn reads(&mut self, file: &Path) -> Result<bool> {
+        drop_caches()?;
+        writeln!(self.ask, "{}", file.display())?;
+        match self.answer()?.as_str() {
+            "whole" => Ok(true),
+            "refused" => Ok(false),
+            other => anyhow::bail!("the container said {other:?}"),
+        }
+    }
+
+    fn answer(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// Ends the container.
+    pub(crate) fn end(mut self) -> Result<()> {
+        drop(self.ask);
+        let status = self.podman.wait()?;
+        ensure!(status.success(), "podman run: {status}");
+        Ok(())
+    }
 }

@@ -30,3 +30,4 @@ mod sources;
 mod stress;
 mod tools;
 mod trees;
+mod verified;

@@ -25,14 +25,17 @@ use self::{
     stage::add_layers,
 };
 use crate::{
-    Layout,
+    Enforcement, Layout,
+    check::blob_of,
     error::{Error, Result},
-    host::check_host,
+    host::{check_host, check_verified_host},
+    mount::Stacking,
     names::podman_name,
     published::{image_id, names_in, set_names, wanted_names},
-    serve::LayerMounts,
+    serve::{LayerMounts, detached_image},
     store::{Store, image_of},
     time::{is_rfc3339, rfc3339},
+    verify::{check_secure, is_promised, measure, promise},
     view::ensure_view,
 };
 
@@ -44,6 +47,8 @@ pub struct PublishOptions<'a> {
     /// podman's configuration: what it says decides whether a layout is safe, and its stores are
     /// remembered as users of ours.
     pub conf: &'a StorageConf,
+    /// Whether what containers read must be verified.
+    pub enforcement: Enforcement,
 }
 
 /// Shows an image of the repository to podman, under the names of its tags.
@@ -52,6 +57,10 @@ pub struct PublishOptions<'a> {
 /// follow the tags and missing mounts are made. A layer that is published in the other layout is
 /// refused ([`Error::OtherLayout`]), and so is a configuration of podman's with which the layout would
 /// do harm ([`check_host`]); nothing is changed then.
+///
+/// With [`Enforcement::Required`] a repository without fs-verity is refused ([`Error::NoVerity`]), and so is
+/// a configuration that does not have podman ask for verification where it mounts the image itself
+/// ([`Error::NoVerityOption`]). That is noted in the image's record, until the image is unpublished.
 pub fn publish(
     repository: &Repository,
     image: &oci::Image,
@@ -59,6 +68,10 @@ pub fn publish(
 ) -> Result<PublishReport> {
     if !Environment::current().is_root() {
         return Err(Error::NeedsRoot);
+    }
+    if options.enforcement == Enforcement::Required {
+        check_secure(repository)?;
+        check_verified_host(options.conf, options.layout)?;
     }
     check_host(options.conf, options.layout)?;
     if image.layers().is_empty() {
@@ -68,7 +81,7 @@ pub fn publish(
     }
     let mut store = Store::open(repository)?;
     store.check_place()?;
-    let plan = Plan::new(repository, image, options.layout, &store)?;
+    let plan = Plan::new(repository, image, options, &store)?;
     if options.layout == Layout::Blob {
         check_objects_directory(&store.paths)?;
     }
@@ -82,14 +95,7 @@ pub fn publish(
         add_layers(repository, &plan, &images, &mut store)?;
         failpoint("publish-layers-committed");
     }
-    if options.layout == Layout::Mounted {
-        let mounts = LayerMounts::new(repository, &store.paths)?;
-        for layer in &plan.layers {
-            if let Some(image) = image_of(repository, &layer.id)? {
-                mounts.ensure(&layer.id, &image)?;
-            }
-        }
-    }
+    ensure_mounts(repository, &plan, &store)?;
     let names = add_image(repository, image, &plan, &mut store)?;
     failpoint("publish-image-committed");
 
@@ -103,6 +109,7 @@ pub fn publish(
     Ok(PublishReport {
         image: image_id(image),
         layout: options.layout,
+        verified: options.enforcement == Enforcement::Required,
         names,
         layers: plan
             .layers
@@ -122,6 +129,28 @@ pub fn publish(
     })
 }
 
+/// Mounts what the layout wants mounted. What is verified is measured, and mounted once where podman will do
+/// it: a kernel that cannot verify shows now, and not when a container starts.
+fn ensure_mounts(repository: &Repository, plan: &Plan, store: &Store) -> Result<()> {
+    let mounts = LayerMounts::new(repository, &store.paths)?;
+    for layer in &plan.layers {
+        let Some(image) = image_of(repository, &layer.id)? else {
+            continue;
+        };
+        if plan.layout == Layout::Mounted {
+            mounts.ensure(&layer.id, &image, plan.enforcement)?;
+        } else if plan.enforcement == Enforcement::Required {
+            let blob = blob_of(&store.paths, &layer.id);
+            measure(&blob, &image).map_err(|problem| Error::Unsound {
+                path: blob,
+                problem,
+            })?;
+            detached_image(repository, &image, plan.enforcement, Stacking::BelowOverlay)?;
+        }
+    }
+    Ok(())
+}
+
 /// Gives podman the image, or only new names where it has it. Returns its names.
 fn add_image(
     repository: &Repository,
@@ -134,8 +163,12 @@ fn add_image(
     let config = image.config().digest();
     let present = store.own.root().image_records()?;
     let wanted = wanted_names(repository, &present)?;
+    let same = present.iter().find(|record| record.id == id);
+    // A promise is kept until the image is unpublished.
+    let verified = plan.enforcement == Enforcement::Required || same.is_some_and(is_promised);
     let is_present = |record: &ImageRecord| {
         record.id == id
+            && is_promised(record) == verified
             && record
                 .digest
                 .as_ref()
@@ -162,6 +195,9 @@ fn add_image(
             .clone()
             .filter(|created| is_rfc3339(created))
             .unwrap_or_else(|| rfc3339(SystemTime::now()));
+        if verified {
+            promise(&mut record);
+        }
         let data = [
             (config.to_string(), image.config().bytes()),
             (format!("manifest-{manifest}"), image.manifest().bytes()),

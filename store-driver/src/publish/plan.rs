@@ -3,8 +3,9 @@
 use containers_storage::{DiffId, LayerId, chain_id};
 use repository::{Repository, VerityDigest, oci};
 
+use super::PublishOptions;
 use crate::{
-    Layout,
+    Enforcement, Layout,
     error::{Error, Result},
     store::{Store, image_of},
 };
@@ -24,6 +25,7 @@ pub(super) struct PlannedLayer {
 /// What is there and what is to be made.
 pub(super) struct Plan {
     pub(super) layout: Layout,
+    pub(super) enforcement: Enforcement,
     /// From the base up.
     pub(super) layers: Vec<PlannedLayer>,
 }
@@ -32,9 +34,10 @@ impl Plan {
     pub(super) fn new(
         repository: &Repository,
         image: &oci::Image,
-        layout: Layout,
+        options: &PublishOptions<'_>,
         store: &Store,
     ) -> Result<Self> {
+        let layout = options.layout;
         let records = store.own.root().layer_records()?;
         let mut layers: Vec<PlannedLayer> = Vec::new();
         for layer in image.layers() {
@@ -60,7 +63,11 @@ impl Plan {
                 has_record,
             });
         }
-        Ok(Self { layout, layers })
+        Ok(Self {
+            layout,
+            enforcement: options.enforcement,
+            layers,
+        })
     }
 
     pub(super) fn is_incomplete(&self) -> bool {

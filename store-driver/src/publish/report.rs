@@ -91,6 +91,8 @@ pub struct PublishReport {
     pub image: ImageId,
     /// The layout of its layers.
     pub layout: Layout,
+    /// Whether this call was asked to have all that containers read verified.
+    pub verified: bool,
     /// The names under which podman lists it.
     pub names: Vec<String>,
     /// Its layers, from the base up.

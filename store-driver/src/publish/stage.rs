@@ -12,7 +12,7 @@ use std::{
 };
 
 use containers_storage::{LayerId, LayerRecord, LinkId, own_store::StagedLayer};
-use repository::{Repository, VerityDigest, failpoint};
+use repository::{Repository, VerityDigest, failpoint, sys};
 use rustix::fs::ioctl_ficlone;
 
 use super::{
@@ -64,7 +64,7 @@ pub(super) fn add_layers(
         let mounts = LayerMounts::new(repository, &store.paths)?;
         for layer in &staged {
             if let Some(image) = images.erofs.get(&layer.record.id) {
-                mounts.ensure(&layer.record.id, image)?;
+                mounts.ensure(&layer.record.id, image, plan.enforcement)?;
             }
         }
     }
@@ -99,13 +99,7 @@ fn stage_directory(
     match layout {
         Layout::Mounted => link(&paths.layer_mount(layer), "diff")?,
         Layout::Blob => {
-            // podman takes the layer's ID from the last but one component of what `diff` leads to.
-            let objs = paths
-                .view()
-                .join("overlay")
-                .join(layer.as_str())
-                .join("objs");
-            link(&objs, "diff")?;
+            link(&paths.shown_objects(layer), "diff")?;
             link(&paths.objects(), "objs")?;
             let data = directory.join(COMPOSEFS_DATA);
             make_directory(&data, 0o755)?;
@@ -126,7 +120,7 @@ pub(super) fn make_directory(path: &Path, mode: u32) -> Result<()> {
 }
 
 /// Gives an object another name: the blob is immutable and ours, so one inode serves both. A file system
-/// that cannot link further gets a clone or a copy.
+/// that cannot link further gets a clone or a copy, with fs-verity of its own.
 pub(crate) fn link_or_copy(
     repository: &Repository,
     image: &VerityDigest,
@@ -146,6 +140,12 @@ pub(crate) fn link_or_copy(
             .map_err(Error::io("set the mode of", path))?;
         if ioctl_ficlone(to.as_fd(), from.as_fd()).is_err() {
             io::copy(&mut from, &mut to).map_err(Error::io("write", path))?;
+        }
+        drop(to);
+        if repository.is_secure() {
+            let file = File::open(path).map_err(Error::io("open", path))?;
+            sys::enable_verity(&file, repository.algorithm())
+                .map_err(Error::io("enable fs-verity on", path))?;
         }
         Ok(())
     };

@@ -1,17 +1,19 @@
 //! `cargo xtask vm`: the tests that need fs-verity or systemd, in a virtual machine.
 //!
-//! The guest is a Debian trixie with systemd, its own kernel and podman, on an ext4 with fs-verity;
-//! programs, tests and an image come on a second disk, and a third one is a btrfs. QEMU emulates the
-//! processor, so no machine is too virtual for it. The guest is started once for each boot that the
-//! tests are about; its disks live as long as the run.
+//! A guest is a Debian trixie with systemd, its own kernel and podman, on an ext4 with fs-verity;
+//! programs, tests and images come on a second disk, and a third one is a btrfs. QEMU emulates the
+//! processor, so no machine is too virtual for it. There is a guest for each filesystem under the
+//! repository; they run side by side, each with one processor. A guest is started once for each boot that
+//! the tests are about; its disks live as long as the run.
 
 use crate::isolate;
 use crate::scratch::Scratch;
 use crate::setup::{self, Root};
 use crate::steps::{build, ok, workspace};
 use anyhow::{Context, Result, bail, ensure};
-use integration::fixture::Limits;
+use integration::fixture::{Limits, noise};
 use integration::peers::cache_dir;
+use integration::tar::Member;
 use integration::{Fixture, Peers};
 use rustix::mount::mount_bind;
 use std::ffi::OsString;
@@ -25,7 +27,16 @@ pub(crate) const STAGE: &str = "__vm";
 /// How often the guest is started: `guest` has the tests of boot N in modules called `boot_N`.
 const BOOTS: u32 = 2;
 
-/// A boot with its tests takes one to two minutes on an idle machine.
+/// The filesystems under the repository, which the guests learn as `DISK`.
+const GUESTS: [&str; 2] = ["ext4", "btrfs"];
+
+/// Below the directory of disks and kernel: a directory for each guest.
+const GUEST_FILES: &str = "guests";
+
+/// The disks of a guest, in the order of their devices.
+const DISKS: [&str; 3] = ["root", "work", "btrfs"];
+
+/// A boot with its tests takes two to three minutes on an idle machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// What the guest runs.
@@ -140,6 +151,8 @@ fn disks(scratch: &Path, programs: &Programs) -> Result<()> {
         .arg(workspace().join("contrib"))
         .arg(&work))?;
     Fixture::hard(&work.join("layout"), Limits::NONE)?;
+    let own = Member::file("small", noise(9, 1000));
+    Fixture::with_one_layer(&work.join("small"), vec![own])?;
     ext4(&files.join("work"), &work, "work", "1G")?;
     std::fs::remove_dir_all(work)?;
 
@@ -147,7 +160,16 @@ fn disks(scratch: &Path, programs: &Programs) -> Result<()> {
     std::fs::File::create(&btrfs)?.set_len(1 << 30)?;
     ok(Command::new("mkfs.btrfs")
         .args(["--quiet", "--label", "btrfs"])
-        .arg(btrfs))
+        .arg(btrfs))?;
+    for guest in GUESTS {
+        let own = files.join(GUEST_FILES).join(guest);
+        std::fs::create_dir_all(&own)?;
+        ok(Command::new("cp")
+            .args(["--sparse=always", "--reflink=auto"])
+            .args(DISKS.map(|disk| files.join(disk)))
+            .arg(own))?;
+    }
+    Ok(())
 }
 
 /// The one file in `dir` whose name begins with `prefix`.
@@ -175,7 +197,7 @@ fn ext4(disk: &Path, content: &Path, label: &str, size: &str) -> Result<()> {
         .arg(size))
 }
 
-/// Boots the guest again and again, in the namespaces.
+/// Boots the guests again and again, in the namespaces.
 pub(crate) fn stage(filter: Option<&str>) -> Result<ExitCode> {
     let peers = Peers::from_env()?;
     let emulator = peers.root(EMULATOR.name)?;
@@ -183,79 +205,120 @@ pub(crate) fn stage(filter: Option<&str>) -> Result<ExitCode> {
     let inside = Path::new("/mnt");
     let files = files(peers.scratch());
     mount_bind(&files, emulator.join("mnt")).context("show QEMU its disks")?;
-    for boot in 1..=BOOTS {
-        eprintln!("-- boot {boot} of {BOOTS}");
-        let begin = Instant::now();
-        let verdict = files.join("verdict");
-        std::fs::write(&verdict, "")?;
-        run_qemu(&emulator, inside, boot, filter)?;
-        eprintln!("-- {:.0} s", begin.elapsed().as_secs_f64());
-        if std::fs::read_to_string(&verdict)?.trim() != "passed" {
-            let console = std::fs::read(files.join("serial"))?;
-            let console = String::from_utf8_lossy(&console);
-            let lines: Vec<&str> = console.lines().collect();
-            eprintln!("{}", lines[lines.len().saturating_sub(60)..].join("\n"));
-            bail!("boot {boot} of the virtual machine failed; above, its kernel's last words");
-        }
-    }
+    let results = std::thread::scope(|scope| {
+        let guests = GUESTS.map(|name| {
+            let guest = Guest {
+                name,
+                emulator: &emulator,
+                inside,
+                files: &files,
+            };
+            scope.spawn(move || guest.boot_all(filter))
+        });
+        guests.map(|guest| guest.join().unwrap_or_else(|_| bail!("a thread panicked")))
+    });
+    results.into_iter().collect::<Result<()>>()?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_qemu(emulator: &Path, inside: &Path, boot: u32, filter: Option<&str>) -> Result<()> {
-    let file = |name: &str| inside.join(name).display().to_string();
-    let append = format!(
-        "root=/dev/vda rw console=ttyS0 panic=-1 mitigations=off systemd.show_status=false \
-         systemd.wants=guest.service systemd.setenv=BOOT={boot} systemd.setenv=FILTER={}",
-        filter.unwrap_or_default()
-    );
-    let mut qemu = Command::new("chroot");
-    qemu.arg(emulator)
-        .args([
-            "qemu-system-x86_64",
-            "-nodefaults",
-            "-nographic",
-            "-no-reboot",
-        ])
-        .args([
-            "-machine",
-            "q35,sata=off",
-            "-cpu",
-            "max",
-            "-accel",
-            "tcg,thread=multi",
-        ])
-        .args(["-smp", "2", "-m", "2048"])
-        .args(["-kernel", &file("kernel"), "-initrd", &file("initrd")])
-        .args(["-append", &append])
-        .args(["-serial", &format!("file:{}", file("serial"))])
-        .args(["-device", "virtio-serial"])
-        .args(["-chardev", "stdio,id=tests,signal=off"])
-        .args(["-device", "virtconsole,chardev=tests"])
-        .args([
-            "-chardev",
-            &format!("file,id=verdict,path={}", file("verdict")),
-        ])
-        .args(["-device", "virtserialport,chardev=verdict,name=verdict"])
-        .stdin(Stdio::null());
-    for disk in ["root", "work", "btrfs"] {
-        let disk = file(disk);
-        qemu.args([
-            "-drive",
-            &format!("file={disk},if=virtio,format=raw,cache=unsafe"),
-        ]);
+/// A virtual machine.
+#[derive(Clone, Copy)]
+struct Guest<'a> {
+    /// What it is about, and the directory of its files.
+    name: &'static str,
+    /// The root directory with QEMU.
+    emulator: &'a Path,
+    /// The directory of files in there.
+    inside: &'a Path,
+    /// The same, seen from here.
+    files: &'a Path,
+}
+
+impl Guest<'_> {
+    fn boot_all(self, filter: Option<&str>) -> Result<()> {
+        let own = self.files.join(GUEST_FILES).join(self.name);
+        for boot in 1..=BOOTS {
+            let begin = Instant::now();
+            for output in ["tests", "verdict"] {
+                std::fs::write(own.join(output), "")?;
+            }
+            let result = self.run_qemu(boot, filter);
+            let tests = std::fs::read(own.join("tests"))?;
+            // At once: the guests run side by side.
+            eprintln!(
+                "-- {}, boot {boot} of {BOOTS}, {:.0} s\n{}",
+                self.name,
+                begin.elapsed().as_secs_f64(),
+                String::from_utf8_lossy(&tests).trim_end()
+            );
+            if result.is_err() || std::fs::read_to_string(own.join("verdict"))?.trim() != "passed" {
+                let console = std::fs::read(own.join("serial")).unwrap_or_default();
+                let console = String::from_utf8_lossy(&console);
+                let lines: Vec<&str> = console.lines().collect();
+                eprintln!("{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+                result?;
+                bail!(
+                    "boot {boot} of the virtual machine for {} failed; above, its kernel's last words",
+                    self.name
+                );
+            }
+        }
+        Ok(())
     }
-    let mut qemu = qemu.spawn().context("start QEMU")?;
-    let end = Instant::now() + BOOT_LIMIT;
-    loop {
-        if let Some(status) = qemu.try_wait()? {
-            ensure!(status.success(), "QEMU: {status}");
-            return Ok(());
+
+    fn run_qemu(self, boot: u32, filter: Option<&str>) -> Result<()> {
+        let shared = |name: &str| self.inside.join(name).display().to_string();
+        let directory = self.inside.join(GUEST_FILES).join(self.name);
+        let own = |name: &str| directory.join(name).display().to_string();
+        let append = format!(
+            "root=/dev/vda rw console=ttyS0 panic=-1 mitigations=off systemd.show_status=false \
+             systemd.wants=guest.service systemd.setenv=BOOT={boot} systemd.setenv=DISK={} \
+             systemd.setenv=FILTER={}",
+            self.name,
+            filter.unwrap_or_default()
+        );
+        let mut qemu = Command::new("chroot");
+        qemu.arg(self.emulator)
+            .args([
+                "qemu-system-x86_64",
+                "-nodefaults",
+                "-nographic",
+                "-no-reboot",
+            ])
+            .args(["-machine", "q35,sata=off", "-cpu", "max", "-accel", "tcg"])
+            .args(["-smp", "1", "-m", "1536"])
+            .args(["-kernel", &shared("kernel"), "-initrd", &shared("initrd")])
+            .args(["-append", &append])
+            .args(["-serial", &format!("file:{}", own("serial"))])
+            .args(["-device", "virtio-serial"])
+            .args(["-chardev", &format!("file,id=tests,path={}", own("tests"))])
+            .args(["-device", "virtconsole,chardev=tests"])
+            .args([
+                "-chardev",
+                &format!("file,id=verdict,path={}", own("verdict")),
+            ])
+            .args(["-device", "virtserialport,chardev=verdict,name=verdict"])
+            .stdin(Stdio::null());
+        for disk in DISKS {
+            let disk = own(disk);
+            qemu.args([
+                "-drive",
+                &format!("file={disk},if=virtio,format=raw,cache=unsafe"),
+            ]);
         }
-        if Instant::now() > end {
-            qemu.kill()?;
-            qemu.wait()?;
-            bail!("boot {boot} did not end within {} s", BOOT_LIMIT.as_secs());
+        let mut qemu = qemu.spawn().context("start QEMU")?;
+        let end = Instant::now() + BOOT_LIMIT;
+        loop {
+            if let Some(status) = qemu.try_wait()? {
+                ensure!(status.success(), "QEMU: {status}");
+                return Ok(());
+            }
+            if Instant::now() > end {
+                qemu.kill()?;
+                qemu.wait()?;
+                bail!("boot {boot} did not end within {} s", BOOT_LIMIT.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(200));
         }
-        std::thread::sleep(Duration::from_millis(200));
     }
 }
