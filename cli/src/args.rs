@@ -102,6 +102,12 @@ Examples:
     Pull(registry::Pull),
     /// List the images in the repository
     Images,
+    /// Say all about an image: documents, layers, EROFS images, names, who keeps it, how podman sees it
+    #[command(after_help = "\
+Examples:
+  composefs-store inspect localhost/app:1
+  composefs-store --json inspect 3f1c0e9a | jq .config.document")]
+    Inspect(Inspect),
     /// Give an image another name
     Tag(Tag),
     /// Take a name from an image; what no other name keeps goes with the next gc
@@ -181,6 +187,7 @@ Each finding names the file, what is wrong with it, and the images that need it.
     #[command(after_help = "\
 Examples:
   composefs-store fsck
+  composefs-store fsck localhost/app:1                 only what this image needs
   composefs-store fsck --depth content --read-data
   composefs-store fsck --repair --from /mnt/backup/composefs --from docker://registry.example/app:1
 
@@ -270,6 +277,14 @@ pub(crate) struct Import {
     pub(crate) allow_synthetic: bool,
     #[command(flatten)]
     pub(crate) registry: registry::RegistryArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// The image: a tag, a manifest digest, an image ID or a unique prefix of one
+    pub(crate) image: String,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
 }
 
 #[derive(Debug, Args)]
@@ -562,6 +577,8 @@ pub(crate) enum DepthArg {
 
 #[derive(Debug, Args)]
 pub(crate) struct Fsck {
+    /// Check only what this image needs: a tag, a manifest digest, an image ID or a unique prefix of one
+    pub(crate) image: Option<String>,
     /// How deep to look
     #[arg(long, value_enum, default_value = "meaning")]
     pub(crate) depth: DepthArg,
@@ -571,7 +588,8 @@ pub(crate) struct Fsck {
     /// Have what is damaged or missing stored again, then look once more
     ///
     /// Objects come from the images' originals in podman's storage, or from what --from names; EROFS
-    /// images are made again from their layers. All of it is verified.
+    /// images are made again from their layers. All of it is verified. Layers that were imported with
+    /// --trust-source and are found to be right count as verified from then on.
     #[arg(long)]
     pub(crate) repair: bool,
     /// Another source for --repair: the directory of a composefs repository, or an image as `import` takes

@@ -1,6 +1,7 @@
 //! The host as a collection sees it: what its podmans, and whoever else is asked, need of a repository.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use containers_storage::{Environment, StorageConf};
 use gc::boot::{Orphans, Sources};
@@ -22,7 +23,12 @@ pub(crate) struct Host {
     boot: Vec<PathBuf>,
     orphans: Orphans,
     retention: Option<Retention>,
+    /// Whether podman's reading kept layers from being removed.
+    podman_reads: bool,
 }
+
+/// How long podman may read from the store of published images while everybody waits for a collection.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Host {
     pub(crate) fn new(args: &HostArgs, orphans: Orphans) -> anyhow::Result<Self> {
@@ -32,6 +38,7 @@ impl Host {
             boot: args.boot.clone(),
             orphans,
             retention: None,
+            podman_reads: false,
         })
     }
 
@@ -132,7 +139,11 @@ pub(crate) fn stores(args: &HostArgs) -> anyhow::Result<Stores> {
 impl gc::Host for Host {
     fn known(&mut self, repository: &Repository) -> Known {
         let mut known = self.deployments(repository);
-        known.extend(podman(repository, &self.stores));
+        let mut podman = podman(repository, &self.stores);
+        if self.podman_reads {
+            keep_unused_layers(repository, &mut podman);
+        }
+        known.extend(podman);
         known.extend(mounts(repository));
         known.extend(self.expired_tags(repository));
         known
@@ -142,9 +153,11 @@ impl gc::Host for Host {
         &mut self,
         repository: &Repository,
         _: &[UnusedLayer],
-    ) -> Result<(), gc::HostError> {
-        store_driver::remove_unused_layers(repository, &self.stores)?;
-        Ok(())
+    ) -> Result<Vec<String>, gc::HostError> {
+        let done = store_driver::remove_unused_layers(repository, &self.stores, PATIENCE)?;
+        self.podman_reads = done.is_none();
+        let removed = done.unwrap_or_default().removed;
+        Ok(removed.iter().map(ToString::to_string).collect())
     }
 }
 
@@ -190,6 +203,20 @@ fn podman(repository: &Repository, stores: &Stores) -> Known {
         unused_layers: claims.unused.into_iter().map(unused).collect(),
         ..Known::default()
     }
+}
+
+/// Keeps published layers that nobody uses, for a later collection.
+fn keep_unused_layers(repository: &Repository, known: &mut Known) {
+    known.unused_layers.clear();
+    let needs = known.given_up.drain(..).map(|item| Need::Ref(item.id));
+    known.roots.push(Root {
+        owner: Owner {
+            kind: OwnerKind::Podman,
+            name: StorePaths::of(repository).store().display().to_string(),
+        },
+        reason: "podman reads from it: layers that nobody uses go with a later gc".into(),
+        needs: needs.collect(),
+    });
 }
 
 fn describe(claimant: Claimant) -> (OwnerKind, String, String) {

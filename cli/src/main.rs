@@ -87,6 +87,7 @@ fn run(context: &Context, command: Command) -> anyhow::Result<Outcome> {
         Command::Import(args) => commands::import::import(context, &args),
         Command::Pull(args) => commands::pull::pull(context, &args),
         Command::Images => commands::images::images(context),
+        Command::Inspect(args) => commands::inspect::inspect(context, &args),
         Command::Tag(args) => commands::images::tag(context, &args),
         Command::Untag(args) => commands::images::untag(context, &args),
         Command::Publish(args) => commands::publish::publish(context, &args),

@@ -1,5 +1,6 @@
 //! Where `fsck --repair` gets objects from.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -16,51 +17,80 @@ use crate::commands::publish::podman_conf;
 use crate::interrupt::Interrupt;
 use crate::progress::Level;
 
-/// What the user named, then what podman's storage still has of the images concerned.
-pub(crate) fn suppliers(
-    repository: &Repository,
-    found: &Report,
-    args: &Fsck,
-    interrupt: &Interrupt,
-    context: &Context,
-) -> anyhow::Result<Vec<Box<dyn Supplier>>> {
-    let mut suppliers: Vec<Box<dyn Supplier>> = Vec::new();
-    if found.broken().is_empty() {
-        return Ok(suppliers);
+/// Who may have objects: what the user named, then what podman's storage still has of the images concerned,
+/// then the layers of what is published.
+#[derive(Default)]
+pub(crate) struct Suppliers {
+    all: Vec<Box<dyn Supplier>>,
+    /// The tags of which podman's storage was asked. Each image is read once.
+    asked: BTreeSet<String>,
+}
+
+impl Suppliers {
+    /// In the order in which they are to be asked.
+    pub(crate) fn all(&mut self) -> &mut [Box<dyn Supplier>] {
+        &mut self.all
     }
-    for source in &args.from {
-        let directory = Path::new(source);
-        if directory.join("objects").is_dir() {
-            let other = Repository::open(directory)
-                .with_context(|| format!("cannot take objects from {source}"))?;
-            suppliers.push(Box::new(other));
-        } else {
-            let image = aside(repository, source, args, interrupt)
-                .with_context(|| format!("cannot take objects from {source}"))?;
-            suppliers.push(Box::new(image));
+
+    /// Adds who may help with what was found now, beside those that are there.
+    pub(crate) fn add(
+        &mut self,
+        repository: &Repository,
+        found: &Report,
+        args: &Fsck,
+        interrupt: &Interrupt,
+        context: &Context,
+    ) -> anyhow::Result<()> {
+        if self.all.is_empty() {
+            for source in &args.from {
+                let supplier = named(repository, source, args, interrupt)
+                    .with_context(|| format!("cannot take objects from {source}"))?;
+                self.all.push(supplier);
+            }
+            self.all.push(Box::new(Published::of(repository)?));
         }
-    }
-    let mut names: Vec<&str> = found
-        .findings
-        .iter()
-        .flat_map(|finding| &finding.needed_by)
-        .filter(|owner| owner.kind == OwnerKind::Tag)
-        .map(|owner| owner.name.as_str())
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    for name in names {
-        let stored = format!("containers-storage:{name}");
-        match aside(repository, &stored, args, interrupt) {
-            Ok(image) => suppliers.push(Box::new(image)),
-            Err(error) => {
-                interrupt.check()?;
-                let told = format!("podman's storage is of no help with {name}: {error:#}");
-                context.channel.tell(Level::Note, &told);
+        let names: BTreeSet<&str> = found
+            .findings
+            .iter()
+            .flat_map(|finding| &finding.needed_by)
+            .filter(|owner| owner.kind == OwnerKind::Tag)
+            .map(|owner| owner.name.as_str())
+            .collect();
+        for name in names {
+            if !self.asked.insert(name.to_owned()) {
+                continue;
+            }
+            let stored = format!("containers-storage:{name}");
+            match aside(repository, &stored, args, interrupt) {
+                Ok(image) => {
+                    // Making images again is the last resort.
+                    let last = self.all.len() - 1;
+                    self.all.insert(last, Box::new(image));
+                }
+                Err(error) => {
+                    interrupt.check()?;
+                    let told = format!("podman's storage is of no help with {name}: {error:#}");
+                    context.channel.tell(Level::Note, &told);
+                }
             }
         }
+        Ok(())
     }
-    Ok(suppliers)
+}
+
+/// A repository, if it is the directory of one, else an image.
+fn named(
+    repository: &Repository,
+    source: &str,
+    args: &Fsck,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Box<dyn Supplier>> {
+    let directory = Path::new(source);
+    Ok(if directory.join("objects").is_dir() {
+        Box::new(Repository::open(directory)?)
+    } else {
+        Box::new(aside(repository, source, args, interrupt)?)
+    })
 }
 
 /// An image beside the repository.
@@ -102,14 +132,14 @@ fn aside(
 }
 
 /// The images of published layers, made again.
-pub(crate) struct Published {
+struct Published {
     repository: Repository,
     path: PathBuf,
 }
 
 impl Published {
     /// Those that are published from `repository`.
-    pub(crate) fn of(repository: &Repository) -> anyhow::Result<Self> {
+    fn of(repository: &Repository) -> anyhow::Result<Self> {
         let path = repository.path().to_owned();
         Ok(Self {
             repository: Repository::open(&path)?,

@@ -159,6 +159,38 @@ fn lock(file: &File, kind: Kind, patience: Patience) -> io::Result<bool> {
     }
 }
 
+/// What `acquire` gives for the lock file `path`; `None` if `interrupt` was set before.
+fn wait_unless<L: Send + 'static>(
+    path: &Path,
+    interrupt: &Interrupt,
+    acquire: fn(&Path) -> Result<L, LockError>,
+) -> Result<Option<L>, LockError> {
+    let Some(is_set) = &interrupt.0 else {
+        return acquire(path).map(Some);
+    };
+    // The kernel's queue is waited in by a thread of its own: asking again and again whether the
+    // lock is free would lose every race against a writer that waits there. If nobody wants the lock
+    // any more when it comes, it is released at once.
+    let (sender, receiver) = sync_channel(1);
+    let waiting = path.to_owned();
+    std::thread::Builder::new()
+        .name("lock".to_owned())
+        .spawn(move || sender.send(acquire(&waiting)))
+        .map_err(|source| LockError {
+            action: "wait for",
+            path: path.to_owned(),
+            source,
+        })?;
+    loop {
+        match receiver.recv_timeout(ASK) {
+            Ok(result) => return result.map(Some),
+            Err(RecvTimeoutError::Timeout) if is_set() => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return acquire(path).map(Some),
+        }
+    }
+}
+
 /// A read lock, held until it is dropped. Writers, podman among them, wait for it.
 #[derive(Debug)]
 pub struct ReadLock {
@@ -175,33 +207,10 @@ impl ReadLock {
 
     /// As [`ReadLock::acquire`]; `None` if `interrupt` was set before the lock was free.
     pub fn acquire_unless(path: &Path, interrupt: &Interrupt) -> Result<Option<Self>, LockError> {
-        let Some(is_set) = &interrupt.0 else {
-            return Self::acquire(path).map(Some);
-        };
         if let Some(lock) = Self::try_acquire(path)? {
             return Ok(Some(lock));
         }
-        // The kernel's queue is waited in by a thread of its own: asking again and again whether the
-        // lock is free would lose every race against a writer that waits there. If nobody wants the lock
-        // any more when it comes, it is released at once.
-        let (sender, receiver) = sync_channel(1);
-        let waiting = path.to_owned();
-        std::thread::Builder::new()
-            .name("read-lock".to_owned())
-            .spawn(move || sender.send(Self::acquire(&waiting)))
-            .map_err(|source| LockError {
-                action: "wait for",
-                path: path.to_owned(),
-                source,
-            })?;
-        loop {
-            match receiver.recv_timeout(ASK) {
-                Ok(result) => return result.map(Some),
-                Err(RecvTimeoutError::Timeout) if is_set() => return Ok(None),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Self::acquire(path).map(Some),
-            }
-        }
+        wait_unless(path, interrupt, Self::acquire)
     }
 
     /// Takes the read lock if nobody holds the write lock.
@@ -257,6 +266,14 @@ impl WriteLock {
     pub fn acquire(path: &Path) -> Result<Self, LockError> {
         Self::open(path, Patience::Wait)
             .map(|held| held.expect("waiting ends with the lock or an error"))
+    }
+
+    /// As [`WriteLock::acquire`]; `None` if `interrupt` was set before the lock was free.
+    pub fn acquire_unless(path: &Path, interrupt: &Interrupt) -> Result<Option<Self>, LockError> {
+        if let Some(lock) = Self::try_acquire(path)? {
+            return Ok(Some(lock));
+        }
+        wait_unless(path, interrupt, Self::acquire)
     }
 
     /// Takes the write lock if nobody holds any lock.

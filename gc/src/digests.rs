@@ -19,10 +19,10 @@ impl std::fmt::Debug for Digests {
 
 impl Digests {
     /// Puts together what was found for each first byte, each sorted.
-    pub(crate) fn new(algorithm: Algorithm, shards: impl IntoIterator<Item = Vec<u8>>) -> Self {
+    pub(crate) fn new(algorithm: Algorithm, shards: Vec<Vec<u8>>) -> Self {
         let mut digests = Self {
             algorithm,
-            bytes: Vec::new(),
+            bytes: Vec::with_capacity(shards.iter().map(Vec::len).sum()),
             shards: vec![0],
         };
         for shard in shards {
@@ -117,7 +117,7 @@ mod tests {
                 .flat_map(|digest| digest.as_bytes().to_vec())
                 .collect()
         });
-        Digests::new(Algorithm::Sha256, shards.collect::<Vec<_>>())
+        Digests::new(Algorithm::Sha256, shards.collect())
     }
 
     #[test]

@@ -92,16 +92,16 @@ impl Prepared<'_> {
     ) -> Result<(Plan, Swept)> {
         let mut swept = Swept::default();
         if !self.plan.layers.is_empty() {
-            host.remove_layers(&self.exclusive, &self.plan.layers)
+            let gone = host
+                .remove_layers(&self.exclusive, &self.plan.layers)
                 .map_err(Error::Layers)?;
             let known = host.known(&self.exclusive);
             if !self.plan.holds(&self.exclusive, &known)? {
                 let layers = std::mem::take(&mut self.plan.layers);
                 self.plan = plan_with(&self.exclusive, known, progress)?;
-                let left = std::mem::take(&mut self.plan.layers);
                 self.plan.layers = layers;
-                self.plan.layers.retain(|layer| !left.contains(layer));
             }
+            self.plan.layers.retain(|item| gone.contains(&item.layer));
             swept.layers = self.plan.layers.len() as u64;
         }
         self.make_tags()?;

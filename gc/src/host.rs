@@ -76,13 +76,14 @@ pub trait Host {
     fn known(&mut self, repository: &Repository) -> Known;
 
     /// Removes published layers, which podman must not see without their content: called under the
-    /// exclusive lock, before anything else is removed, and only if there are any. A layer that turns out
-    /// to be in use stays: what is known is asked for again afterwards.
+    /// exclusive lock, before anything else is removed, and only if there are any. Returns the IDs of those
+    /// that are gone. A layer that turns out to be in use stays, and so does one that cannot be removed
+    /// without making others wait: what is known is asked for again afterwards, and must keep it.
     fn remove_layers(
         &mut self,
         repository: &Repository,
         layers: &[UnusedLayer],
-    ) -> Result<(), HostError>;
+    ) -> Result<Vec<String>, HostError>;
 }
 
 /// A repository by itself.
@@ -91,7 +92,11 @@ impl Host for () {
         Known::default()
     }
 
-    fn remove_layers(&mut self, _: &Repository, _: &[UnusedLayer]) -> Result<(), HostError> {
-        Ok(())
+    fn remove_layers(
+        &mut self,
+        _: &Repository,
+        _: &[UnusedLayer],
+    ) -> Result<Vec<String>, HostError> {
+        Ok(Vec::new())
     }
 }

@@ -39,16 +39,16 @@ mod usage;
 
 pub use error::{Error, Result};
 pub use execute::{Prepared, Swept, prepare};
-pub use fsck::{FsckOptions, Report, fsck};
+pub use fsck::{FsckOptions, Report, fsck, fsck_image, keepers};
 pub use host::{GivenUp, Host, HostError, Known, MissingTag, UnusedLayer};
 pub use leases::{Holder, Lease};
 pub use objects::Objects;
 pub use pins::{Pin, pin, pins, unpin};
 pub use plan::{
-    Decision, Item, KeepReason, ObjectItem, Plan, RefItem, RemoveReason, StagingItem, plan,
+    Decision, InDoubt, Item, KeepReason, ObjectItem, Plan, RefItem, RemoveReason, StagingItem, plan,
 };
 pub use progress::{Phase, Progress};
-pub use repair::{Mended, RepairError, Repaired, Supplier, repair};
+pub use repair::{Mended, RepairError, Repaired, Supplier, confirm, repair};
 pub use retention::Retention;
 pub use roots::{Doubt, Need, Owner, OwnerKind, Problem, RefId, Root, Roots, roots};
-pub use usage::{ImageUsage, Part, Size, Usage, usage};
+pub use usage::{ImageUsage, LayerUsage, Part, Size, Usage, layer_usage, usage};

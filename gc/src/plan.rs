@@ -272,7 +272,45 @@ pub(crate) fn plan_with(
     })
 }
 
+/// How much is kept although nothing is known to need it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InDoubt {
+    /// Refs, tags among them.
+    pub refs: u64,
+    /// Links in `streams/`.
+    pub streams: u64,
+    /// Links in `images/`.
+    pub images: u64,
+    /// Objects.
+    pub objects: u64,
+}
+
 impl Plan {
+    /// What is kept only because not everything could be read.
+    pub fn in_doubt(&self) -> InDoubt {
+        fn count(decisions: impl Iterator<Item = Decision>) -> u64 {
+            let in_doubt = decisions.filter(|it| *it == Decision::Keep(KeepReason::InDoubt));
+            in_doubt.count() as u64
+        }
+        InDoubt {
+            refs: count(self.refs.iter().map(|item| item.decision)),
+            streams: count(self.streams.iter().map(|item| item.decision)),
+            images: count(self.images.iter().map(|item| item.decision)),
+            objects: count(self.objects.iter().map(|item| item.decision)),
+        }
+    }
+
+    /// The roots that stand for what a problem may mean, as far as there are any of its own: those that are
+    /// named by the file that cannot be read.
+    pub fn roots_of(&self, problem: &Problem) -> impl Iterator<Item = &Root> {
+        let name = match problem {
+            Problem::Source { path, .. } => Some(path.display().to_string()),
+            _ => None,
+        };
+        let roots = self.roots.iter();
+        roots.filter(move |root| Some(&root.owner.name) == name.as_ref())
+    }
+
     /// Whether it is still what [`plan()`] would say, as far as names and what the caller knows can tell:
     /// objects never change, and those that came since are in no plan. `known` may be that of the time
     /// after refs and layers that the plan gives up are gone.

@@ -12,10 +12,10 @@ use std::os::fd::AsFd as _;
 
 use composefs_image::{VerityDigest, VerityHasher};
 use repository::oci::{self, OciError};
-use repository::{Batch, CopyPolicy, Repository, erofs};
+use repository::{Batch, CopyPolicy, Repository, Verification, erofs};
 use serde::Serialize;
 
-use crate::fsck::Report;
+use crate::fsck::{Comparison, Report};
 use crate::json;
 use crate::progress::{Phase, Progress};
 
@@ -86,6 +86,24 @@ pub fn repair(
     repaired.mended.sort_by_key(|mended| mended.object);
     repaired.remaining = broken.into_iter().collect();
     Ok(repaired)
+}
+
+/// Takes the marks away of layers that were imported without comparing their diff IDs, and of which `report`
+/// says that they are right; returns how many there were.
+pub fn confirm(repository: &Repository, report: &Report) -> Result<usize, RepairError> {
+    let right = report.unverified.iter();
+    let right: Vec<_> = right
+        .filter(|layer| layer.diff_id == Comparison::Right)
+        .collect();
+    if right.is_empty() {
+        return Ok(0);
+    }
+    let batch = repository.batch()?;
+    for layer in &right {
+        batch.set_verification(&layer.layer, Verification::Verified);
+    }
+    batch.commit()?;
+    Ok(right.len())
 }
 
 fn from_suppliers(

@@ -7,7 +7,9 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use composefs_image::VerityDigest;
 use repository::oci::{ManifestDigest, NamesStream as _};
+use repository::splitstream::{self, ContentType};
 use repository::{Category, Repository, Tag};
 use serde::{Serialize, Serializer};
 
@@ -70,6 +72,39 @@ impl Size {
         self.bytes += other.bytes;
         self.objects += other.objects;
     }
+}
+
+/// What a layer takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LayerUsage {
+    /// The size of its tar in bytes.
+    pub tar_bytes: u64,
+    /// The objects that its files are.
+    pub files: Size,
+}
+
+/// What the layer with this stream takes.
+pub fn layer_usage(
+    repository: &Repository,
+    stream: &VerityDigest,
+) -> repository::Result<LayerUsage> {
+    let damaged = |source| repository::Error::Splitstream {
+        digest: *stream,
+        source,
+    };
+    let reader = splitstream::open(repository, stream, Some(ContentType::OCI_LAYER))?;
+    let mut files = Size::default();
+    for object in reader.object_refs() {
+        let object = object.map_err(damaged)?;
+        files.add(Size {
+            bytes: repository.object_size(&object)?.unwrap_or(0),
+            objects: 1,
+        });
+    }
+    Ok(LayerUsage {
+        tar_bytes: reader.total_size(),
+        files,
+    })
 }
 
 /// Looks at all images. Writes nothing.

@@ -408,6 +408,8 @@ fn an_empty_repository_has_nothing_to_collect() {
 struct Told {
     known: gc::Known,
     removed: Vec<String>,
+    /// What it says instead once it was asked to remove layers and could not.
+    prevented: Option<gc::Known>,
 }
 
 impl gc::Host for Told {
@@ -419,11 +421,15 @@ impl gc::Host for Told {
         &mut self,
         _: &Repository,
         layers: &[gc::UnusedLayer],
-    ) -> Result<(), gc::HostError> {
-        self.removed
-            .extend(layers.iter().map(|layer| layer.layer.clone()));
+    ) -> Result<Vec<String>, gc::HostError> {
+        if let Some(known) = self.prevented.take() {
+            self.known = known;
+            return Ok(Vec::new());
+        }
+        let layers = layers.iter().map(|layer| layer.layer.clone());
+        self.removed.extend(layers);
         self.known.unused_layers.clear();
-        Ok(())
+        Ok(self.removed.clone())
     }
 }
 
@@ -479,6 +485,44 @@ fn what_the_host_needs_stays_and_what_it_gives_up_goes() {
     let tags: Vec<_> = tags.keys().map(repository::Tag::as_str).collect();
     assert_eq!(tags, ["app", "live"]);
     assert_clean(&repository);
+}
+
+#[test]
+fn layers_that_cannot_be_removed_now_stay_with_what_they_need() {
+    let directory = Directory::new();
+    let mut repository = directory.open();
+    store_image(&repository, &["layer"]);
+    let id = gc::RefId::of_tag(&repository::Tag::new("layer").unwrap());
+    let mut host = Told::default();
+    host.known.given_up.push(gc::GivenUp {
+        id: id.clone(),
+        reason: RemoveReason::Unpublished,
+    });
+    host.known.unused_layers.push(gc::UnusedLayer {
+        layer: "layer".into(),
+        reason: RemoveReason::Unpublished,
+    });
+    let reading = gc::Root {
+        owner: gc::Owner {
+            kind: OwnerKind::Podman,
+            name: "store".into(),
+        },
+        reason: "is being read".into(),
+        needs: vec![gc::Need::Ref(id)],
+    };
+    host.prevented = Some(gc::Known {
+        roots: vec![reading],
+        ..gc::Known::default()
+    });
+    let later = host.known.clone();
+    let (plan, swept) = collect_on(&mut host, &mut repository);
+    assert_eq!((plan.layers.as_slice(), swept), (&[][..], Swept::default()));
+    assert!(has_file(&repository, "layer"));
+
+    host.known = later;
+    let (_, swept) = collect_on(&mut host, &mut repository);
+    assert_eq!((swept.layers, swept.refs), (1, 1));
+    assert!(!has_file(&repository, "layer"));
 }
 
 #[test]

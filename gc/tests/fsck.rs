@@ -5,10 +5,12 @@ mod common;
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use common::images::{os_objects, store_os};
 use common::*;
-use gc::fsck;
-use gc::fsck::{Defect, Finding};
-use repository::Repository;
+use gc::fsck::{Comparison, Defect, Finding, Unverified};
+use gc::{Report, fsck};
+use repository::oci::NamesStream as _;
+use repository::{Repository, Verification};
 
 fn findings(repository: &Repository) -> Vec<Finding> {
     fsck(repository, options(), &()).unwrap().findings
@@ -157,4 +159,70 @@ fn an_image_under_another_name_is_found() {
     let found = findings(&repository);
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!(found[0].defect, Defect::MisnamedImage { object: image });
+}
+
+#[test]
+fn one_image_is_checked_with_all_it_needs_and_nothing_else() {
+    let directory = Directory::new();
+    let repository = directory.open();
+    let mine = store_os(&repository, "mine", "", &["shared", "mine"], None);
+    let other = store_os(&repository, "other", "", &["shared", "other"], None);
+    let look = |image| gc::fsck_image(&repository, image, options(), &()).unwrap();
+    let report = look(mine.manifest);
+    assert_eq!(report.findings, []);
+    let all = os_objects(&repository, mine.manifest);
+    assert_eq!(report.counts.objects, all.len() as u64);
+    assert_eq!((report.counts.streams, report.counts.images), (4, 2));
+
+    let file = |name| {
+        let digest = composefs_image::verity_digest(repository.algorithm(), &content(name));
+        repository.object_file(&digest)
+    };
+    fs::write(file("other"), "damage").unwrap();
+    assert_eq!(look(mine.manifest).findings, []);
+    assert_eq!(look(other.manifest).findings.len(), 1);
+    fs::remove_file(file("shared")).unwrap();
+    // The layer and both EROFS images name it.
+    assert_eq!(look(mine.manifest).findings.len(), 3);
+    fs::remove_file(
+        directory
+            .path()
+            .join("streams")
+            .join(mine.manifest.stream_name().as_str()),
+    )
+    .unwrap();
+    let gone = look(mine.manifest).findings;
+    assert!(
+        matches!(&gone[0].defect, Defect::InvalidOciImage { .. }),
+        "{gone:?}"
+    );
+}
+
+#[test]
+fn a_layer_whose_source_was_trusted_is_no_finding() {
+    let directory = Directory::new();
+    let repository = directory.open();
+    let batch = repository.batch().unwrap();
+    let (layer, _) = store_layer(&batch, &["file"]);
+    batch.set_verification(&layer, Verification::Trusted);
+    batch.commit().unwrap();
+    let report = fsck(&repository, options(), &()).unwrap();
+    assert!(report.is_clean(), "{:?}", report.findings);
+    let expected = Unverified {
+        layer,
+        diff_id: Comparison::NotCompared,
+    };
+    assert_eq!(report.unverified, [expected]);
+    assert_eq!(gc::confirm(&repository, &report).unwrap(), 0);
+
+    let right = Report {
+        unverified: vec![Unverified {
+            diff_id: Comparison::Right,
+            ..expected
+        }],
+        ..report
+    };
+    assert_eq!(gc::confirm(&repository, &right).unwrap(), 1);
+    let report = fsck(&repository, options(), &()).unwrap();
+    assert_eq!(report.unverified, []);
 }

@@ -20,17 +20,36 @@ impl WriteLock {
     /// Takes the lock, waiting for it.
     pub fn take(path: &Path) -> Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        let lock = libc::flock {
-            l_type: libc::F_WRLCK as libc::c_short,
-            l_whence: libc::SEEK_SET as libc::c_short,
-            l_start: 0,
-            l_len: 0,
-            l_pid: 0,
-        };
-        fcntl(&file, FcntlArg::F_OFD_SETLKW(&lock))
-            .with_context(|| format!("lock {}", path.display()))?;
+        lock(&file, libc::F_WRLCK).with_context(|| format!("lock {}", path.display()))?;
         Ok(Self { _file: file })
     }
+}
+
+/// The same for reading, as podman has it while it reads from a store.
+#[derive(Debug)]
+pub struct ReadLock {
+    _file: File,
+}
+
+impl ReadLock {
+    /// Takes the lock, waiting for it.
+    pub fn take(path: &Path) -> Result<Self> {
+        let file = File::open(path)?;
+        lock(&file, libc::F_RDLCK).with_context(|| format!("lock {}", path.display()))?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn lock(file: &File, kind: libc::c_int) -> Result<()> {
+    let lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_OFD_SETLKW(&lock))?;
+    Ok(())
 }
 
 /// The state of a lock in `/proc/locks`.

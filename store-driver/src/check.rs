@@ -8,12 +8,14 @@ use std::{
 };
 
 use composefs_image::{Dialect, Format, Tree, VerityHasher, WriteOptions, write_image};
-use containers_storage::{LayerId, LayerRecord};
+use containers_storage::{Digest, LayerId, LayerRecord, own_store::OwnStore};
 use repository::{
-    Repository, VerityDigest,
+    Repository, VerityDigest, failpoint,
     layers::for_each_prefix,
-    oci::{DiffId, NamesStream as _},
+    oci::{DiffId, ManifestDigest, NamesStream as _},
 };
+
+use rustix::fs::{FlockOperation, flock};
 
 use crate::{
     Layout,
@@ -21,7 +23,7 @@ use crate::{
     layout::COMPOSEFS_DATA,
     paths::StorePaths,
     publish::link_or_copy,
-    store::{Store, image_of, open_existing},
+    store::{Store, image_of, open_existing, with_ancestors},
 };
 
 /// Something that podman is shown and that is not as it was published.
@@ -42,14 +44,48 @@ pub(crate) fn blob_of(paths: &StorePaths, layer: &LayerId) -> PathBuf {
 }
 
 /// Compares every published layer with its image, and that with the one that its layers make, as far as the
-/// repository still has these: they go with the image's last tag, which its containers do not need. Reads
-/// all images and the layers' streams. Writes nothing.
-pub fn check_published(repository: &Repository) -> Result<Vec<Fault>> {
+/// repository still has these: they go with the image's last tag, which its containers do not need. With
+/// `only`, looks at the layers of the image with this manifest alone. Reads all these images and the layers'
+/// streams. Writes nothing.
+pub fn check_published(
+    repository: &Repository,
+    only: Option<&ManifestDigest>,
+) -> Result<Vec<Fault>> {
     let paths = StorePaths::of(repository);
     let Some(own) = open_existing(&paths)? else {
         return Ok(Vec::new());
     };
-    let records = own.root().layer_records()?;
+    let faults = faults(repository, &paths, &own, only);
+    if matches!(&faults, Ok(faults) if faults.is_empty()) {
+        return faults;
+    }
+    // Somebody may have published or unpublished meanwhile. Nobody does while the lock is held.
+    let path = paths.publish_lock();
+    let lock = match File::open(&path) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return faults,
+        Err(error) => return Err(Error::io("open", path)(error)),
+    };
+    rustix::io::retry_on_intr(|| flock(&lock, FlockOperation::LockShared))
+        .map_err(Error::io("lock", &path))?;
+    self::faults(repository, &paths, &own, only)
+}
+
+fn faults(
+    repository: &Repository,
+    paths: &StorePaths,
+    own: &OwnStore,
+    only: Option<&ManifestDigest>,
+) -> Result<Vec<Fault>> {
+    let mut records = own.root().layer_records()?;
+    if let Some(&manifest) = only {
+        let digest = Some(Digest::from(manifest));
+        let mut images = own.root().image_records()?;
+        images.retain(|image| image.digest == digest);
+        let tops: HashSet<LayerId> = images.into_iter().filter_map(|image| image.layer).collect();
+        let layers = with_ancestors(&records, |id| tops.contains(id));
+        records.retain(|record| layers.contains(&record.id));
+    }
     let mut faults = Vec::new();
     let mut images = HashMap::new();
     for record in &records {
@@ -64,10 +100,10 @@ pub fn check_published(repository: &Repository) -> Result<Vec<Fault>> {
             continue;
         };
         images.insert(record.id.clone(), image);
-        match Layout::of(&paths, &record.id) {
+        match Layout::of(paths, &record.id) {
             Ok(Layout::Mounted) => {}
             Ok(Layout::Blob) => {
-                let blob = blob_of(&paths, &record.id);
+                let blob = blob_of(paths, &record.id);
                 match digest_of(repository, &blob) {
                     Ok(actual) if actual == image => {}
                     Ok(actual) => fault(format!(
@@ -82,7 +118,7 @@ pub fn check_published(repository: &Repository) -> Result<Vec<Fault>> {
     }
     for chain in chains(&records) {
         if let Some(streams) = streams_of(repository, &chain)? {
-            compare(repository, &paths, &chain, &streams, &images, &mut faults);
+            compare(repository, paths, &chain, &streams, &images, &mut faults);
         }
     }
     faults.sort_by(|a, b| a.path.cmp(&b.path));
@@ -207,7 +243,9 @@ pub fn mend_published(repository: &Repository) -> Result<Vec<LayerId>> {
         }
         link_or_copy(repository, &image, &new)?;
         store.own.sync()?;
+        failpoint("mend-linked");
         fs::rename(&new, &blob).map_err(Error::io("replace", &blob))?;
+        failpoint("mend-replaced");
         store.own.sync()?;
         mended.push(record.id);
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use containers_storage::{
-    LayerId, LayerRecord, LinkId,
+    Interrupt, LayerId, LayerRecord, LinkId,
     own_store::{OwnStore, Repair},
 };
 use repository::{Category, RefPath, Repository, VerityDigest};
@@ -33,6 +33,11 @@ pub(crate) struct Store {
 impl Store {
     /// Waits for the lock, makes what is missing, and repairs what a crash has left behind.
     pub(crate) fn open(repository: &Repository) -> Result<Self> {
+        Self::open_unless(repository, Interrupt::never())
+    }
+
+    /// The same; podman's locks are waited for, now and later, until `interrupt` is set.
+    pub(crate) fn open_unless(repository: &Repository, interrupt: Interrupt) -> Result<Self> {
         let paths = StorePaths::of(repository);
         make_private(&paths)?;
         let lock_path = paths.publish_lock();
@@ -49,7 +54,7 @@ impl Store {
             }
         }
         let mut store = Self {
-            own: OwnStore::create(&paths.store())?,
+            own: OwnStore::create(&paths.store())?.unless(interrupt),
             consumers: Consumers::read(&paths)?,
             paths,
             _lock: lock,

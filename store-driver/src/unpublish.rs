@@ -7,8 +7,9 @@
 //! stays, and goes with a later call.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
-use containers_storage::{ImageId, LayerId, LayerRecord, LinkId, own_store::OwnStore};
+use containers_storage::{ImageId, Interrupt, LayerId, LayerRecord, LinkId, own_store::OwnStore};
 use repository::{Category, RefPath, Repository, failpoint};
 use serde::Serialize;
 
@@ -75,13 +76,28 @@ pub struct UnusedLayers {
 
 /// Removes the layers that no published image has and nobody uses: what an earlier [`unpublish`] had to
 /// keep, and what a crash while publishing left behind. Without a store it makes none.
-pub fn remove_unused_layers(repository: &Repository, stores: &Stores) -> Result<UnusedLayers> {
+///
+/// For callers that others wait for: `None` says that podman has been reading the store for longer than
+/// `patience`, and that layers may be left.
+pub fn remove_unused_layers(
+    repository: &Repository,
+    stores: &Stores,
+    patience: Duration,
+) -> Result<Option<UnusedLayers>> {
     if open_existing(&StorePaths::of(repository))?.is_none() {
-        return Ok(UnusedLayers::default());
+        return Ok(Some(UnusedLayers::default()));
     }
-    let mut store = Store::open(repository)?;
-    store.consumers.note(stores)?;
-    sweep(repository, &mut store)
+    let end = Instant::now() + patience;
+    let sweep = || {
+        let interrupt = Interrupt::when(move || Instant::now() >= end);
+        let mut store = Store::open_unless(repository, interrupt)?;
+        store.consumers.note(stores)?;
+        sweep(repository, &mut store)
+    };
+    match sweep() {
+        Err(Error::Storage(containers_storage::Error::Interrupted { .. })) => Ok(None),
+        result => result.map(Some),
+    }
 }
 
 /// The layers that published images need, and the records of all others.

@@ -61,6 +61,9 @@ enum Command {
     /// The imports that are measured, in their namespaces.
     #[command(name = bench::IMPORT_STAGE, hide = true)]
     BenchImportStage { rounds: usize },
+    /// The collections and checks that are measured, in their namespaces.
+    #[command(name = bench::GC_STAGE, hide = true)]
+    BenchGcStage,
     /// The demo, in its namespaces.
     #[command(name = demo::STAGE, hide = true)]
     DemoStage { image: Option<String> },
@@ -82,6 +85,7 @@ fn main() -> Result<ExitCode> {
         Command::Bench { subject } => bench::run(&subject),
         Command::BenchStage { command } => bench::stage(&command),
         Command::BenchImportStage { rounds } => bench::import_stage(rounds),
+        Command::BenchGcStage => bench::gc_stage(),
         Command::Setup => setup::for_tests().map(|()| ExitCode::SUCCESS),
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::Vm { filter } => vm::run(filter.as_deref()),

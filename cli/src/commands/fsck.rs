@@ -4,9 +4,10 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use gc::boot::Orphans;
-use gc::fsck::{Data, Depth, add_owners};
-use gc::{FsckOptions, Host as _, Repaired, fsck as check};
+use gc::fsck::{Comparison, Data, Depth, add_owners};
+use gc::{FsckOptions, Host as _, Repaired};
 use repository::Repository;
+use repository::oci::{self, ManifestDigest};
 use serde::Serialize;
 
 use super::Context;
@@ -15,7 +16,7 @@ use crate::host::Host;
 use crate::interrupt::Interrupt;
 use crate::output::count;
 use crate::progress::Level;
-use crate::repair::{self, Published};
+use crate::repair::Suppliers;
 use crate::{Outcome, repo};
 
 #[derive(Serialize)]
@@ -31,16 +32,24 @@ pub(crate) fn fsck(context: &Context, args: &Fsck) -> anyhow::Result<Outcome> {
     let interrupt = Interrupt::watch(&context.channel)?;
     let repository = repo::open(&context.repo)?;
     let mut host = Host::new(&args.host, Orphans::Keep)?;
-    let mut found = look(context, args, &repository, &mut host)?;
+    let image = args.image.as_deref();
+    let image = image.map(|name| oci::find_digest(&repository, name));
+    let image = image.transpose()?;
+    let mut look = || look(context, args, &repository, image, &mut host);
+    let mut found = look()?;
+    let mut suppliers = Suppliers::default();
     let mut repaired: Option<Repaired> = None;
     // What a stream needs shows only once the stream is whole.
     while args.repair && !found.broken().is_empty() {
-        let done = mend(context, args, &repository, &found, &interrupt)?;
+        suppliers.add(&repository, &found, args, &interrupt, context)?;
+        let progress = context.channel.phases();
+        let done = gc::repair(&repository, &found, suppliers.all(), progress.as_ref())?;
+        drop(progress);
         let is_stuck = done.mended.is_empty();
         let all = repaired.get_or_insert_default();
         all.mended.extend(done.mended);
         all.remaining = done.remaining;
-        found = look(context, args, &repository, &mut host)?;
+        found = look()?;
         if is_stuck {
             break;
         }
@@ -52,8 +61,11 @@ pub(crate) fn fsck(context: &Context, args: &Fsck) -> anyhow::Result<Outcome> {
             context.channel.tell(Level::Note, &told);
         }
         if !mended.is_empty() {
-            found = look(context, args, &repository, &mut host)?;
+            found = look()?;
         }
+    }
+    if args.repair && gc::confirm(&repository, &found)? > 0 {
+        found = look()?;
     }
     let report = Report { found, repaired };
     context.style.print(&report, |out| print(&report, out))?;
@@ -64,29 +76,11 @@ pub(crate) fn fsck(context: &Context, args: &Fsck) -> anyhow::Result<Outcome> {
     })
 }
 
-/// Mends what was found, as far as anybody has it.
-fn mend(
-    context: &Context,
-    args: &Fsck,
-    repository: &Repository,
-    found: &gc::Report,
-    interrupt: &Interrupt,
-) -> anyhow::Result<Repaired> {
-    let mut suppliers = repair::suppliers(repository, found, args, interrupt, context)?;
-    suppliers.push(Box::new(Published::of(repository)?));
-    let progress = context.channel.phases();
-    Ok(gc::repair(
-        repository,
-        found,
-        &mut suppliers,
-        progress.as_ref(),
-    )?)
-}
-
 fn look(
     context: &Context,
     args: &Fsck,
     repository: &Repository,
+    image: Option<ManifestDigest>,
     host: &mut Host,
 ) -> anyhow::Result<gc::Report> {
     let mut options = FsckOptions {
@@ -106,14 +100,19 @@ fn look(
         options.jobs = jobs.into();
     }
     let progress = context.channel.phases();
-    let mut report = check(repository, options, progress.as_ref())?;
+    let mut report = match image {
+        Some(image) => gc::fsck_image(repository, image, options, progress.as_ref())?,
+        None => gc::fsck(repository, options, progress.as_ref())?,
+    };
     if options.depth == Depth::Meaning {
-        for fault in store_driver::check_published(repository)? {
+        for fault in store_driver::check_published(repository, image.as_ref())? {
             let path = relative(repository, &fault.path);
             report.add_dependent(path, fault.problem);
         }
-        for (path, problem) in host.unresolved(repository)? {
-            report.add_dependent(path, problem);
+        if image.is_none() {
+            for (path, problem) in host.unresolved(repository)? {
+                report.add_dependent(path, problem);
+            }
         }
     }
     drop(progress);
@@ -144,6 +143,23 @@ fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     }
     for finding in &report.found.findings {
         writeln!(out, "{finding}")?;
+    }
+    for unverified in &report.found.unverified {
+        let layer = unverified.layer;
+        match unverified.diff_id {
+            Comparison::NotCompared => writeln!(
+                out,
+                "note: layer {layer} was imported with --trust-source, and its diff ID was never \
+                 compared; a whole fsck does that, or an import without it"
+            )?,
+            Comparison::Right => writeln!(
+                out,
+                "note: layer {layer} was imported with --trust-source; its diff ID is right, and \
+                 fsck --repair notes that"
+            )?,
+            // A finding.
+            Comparison::Wrong => {}
+        }
     }
     let counts = &report.found.counts;
     writeln!(

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::time::SystemTime;
 
 use gc::boot::Orphans;
-use gc::{Decision, Plan, Problem, RemoveReason, Retention, Root, Swept};
+use gc::{Decision, Doubt, InDoubt, Plan, Problem, RemoveReason, Retention, Root, Swept};
 use repository::Wait;
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use super::Context;
 use crate::args::{Gc, Roots};
 use crate::host::Host;
 use crate::output::{count, size, table};
-use crate::progress::{Channel, Level};
+use crate::progress::Level;
 use crate::{Outcome, repo};
 
 #[derive(Serialize)]
@@ -65,7 +65,43 @@ pub(crate) fn gc(context: &Context, args: &Gc) -> anyhow::Result<Outcome> {
         Some(swept) => print_swept(swept, out),
         None => print_plan(&report.plan, out),
     })?;
-    Ok(outcome(&report.plan.problems, &context.channel))
+    for problem in &report.plan.problems {
+        let text = format!("{problem}; {}", kept(&report.plan, problem));
+        context.channel.tell(Level::Note, &text);
+    }
+    Ok(outcome(&report.plan.problems))
+}
+
+/// What is kept because of a problem.
+fn kept(plan: &Plan, problem: &Problem) -> String {
+    if problem.doubt() == Doubt::Everything {
+        let InDoubt {
+            refs,
+            streams,
+            images,
+            objects,
+        } = plan.in_doubt();
+        return format!(
+            "so nothing goes: {}, {}, {} and {} that nothing is known to need are kept",
+            count(objects, "object"),
+            count(streams, "stream"),
+            count(images, "image"),
+            count(refs, "ref"),
+        );
+    }
+    let needs: Vec<String> = plan
+        .roots_of(problem)
+        .flat_map(|root| &root.needs)
+        .map(ToString::to_string)
+        .collect();
+    match needs.as_slice() {
+        [] => "what it can mean is kept by other roots".into(),
+        [first] => format!("{first} is kept for it"),
+        [first, rest @ ..] => format!(
+            "{first} and {} are kept for it",
+            count(rest.len() as u64, "other thing")
+        ),
+    }
 }
 
 pub(crate) fn roots(context: &Context, args: &Roots) -> anyhow::Result<Outcome> {
@@ -75,14 +111,19 @@ pub(crate) fn roots(context: &Context, args: &Roots) -> anyhow::Result<Outcome> 
     context
         .style
         .print(&report, |out| print_roots(&report.roots, out))?;
-    Ok(outcome(&report.problems, &context.channel))
+    for problem in &report.problems {
+        let meaning = match problem.doubt() {
+            Doubt::Everything => "it may need anything, and gc keeps everything",
+            Doubt::Kept => "what it can mean is kept",
+        };
+        context
+            .channel
+            .tell(Level::Note, &format!("{problem}; {meaning}"));
+    }
+    Ok(outcome(&report.problems))
 }
 
-fn outcome(problems: &[Problem], channel: &Channel) -> Outcome {
-    for problem in problems {
-        let text = format!("kept everything in doubt: {problem}");
-        channel.tell(Level::Note, &text);
-    }
+fn outcome(problems: &[Problem]) -> Outcome {
     if problems.is_empty() {
         Outcome::Done
     } else {

@@ -8,6 +8,7 @@ pub(crate) mod gc;
 pub(crate) mod images;
 pub(crate) mod import;
 pub(crate) mod init;
+pub(crate) mod inspect;
 pub(crate) mod keep;
 pub(crate) mod mount;
 pub(crate) mod publish;

@@ -7,7 +7,7 @@ use super::{NewRecords, big_data_file_name, check_images, files};
 use crate::digest::{ConfigDigest, Digest};
 use crate::error::Error;
 use crate::ids::ImageId;
-use crate::lock::WriteLock;
+use crate::lock::{Interrupt, WriteLock};
 use crate::read::read_records;
 use crate::records::ImageRecord;
 use crate::storage::StoreRoot;
@@ -32,9 +32,11 @@ pub struct ImagesTxn<'a> {
 }
 
 impl<'a> ImagesTxn<'a> {
-    pub(super) fn begin(root: &'a StoreRoot) -> Result<Self, Error> {
+    pub(super) fn begin(root: &'a StoreRoot, interrupt: &Interrupt) -> Result<Self, Error> {
         let dir = root.images_dir();
-        let lock = WriteLock::acquire(&dir.join("images.lock"))?;
+        let lock = dir.join("images.lock");
+        let lock =
+            WriteLock::acquire_unless(&lock, interrupt)?.ok_or(Error::Interrupted { lock })?;
         let records = read_records(&dir.join("images.json"))?;
         Ok(Self {
             root,

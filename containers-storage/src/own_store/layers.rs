@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use super::{NewRecords, check_layers, files};
 use crate::error::Error;
 use crate::ids::{LayerId, LinkId};
-use crate::lock::WriteLock;
+use crate::lock::{Interrupt, WriteLock};
 use crate::read::{io_error, read_limited, read_records};
 use crate::records::LayerRecord;
 use crate::storage::StoreRoot;
@@ -69,9 +69,11 @@ pub struct LayersTxn<'a> {
 }
 
 impl<'a> LayersTxn<'a> {
-    pub(super) fn begin(root: &'a StoreRoot) -> Result<Self, Error> {
+    pub(super) fn begin(root: &'a StoreRoot, interrupt: &Interrupt) -> Result<Self, Error> {
         let dir = root.layers_dir();
-        let lock = WriteLock::acquire(&dir.join("layers.lock"))?;
+        let lock = dir.join("layers.lock");
+        let lock =
+            WriteLock::acquire_unless(&lock, interrupt)?.ok_or(Error::Interrupted { lock })?;
         let records = read_records(&dir.join("layers.json"))?;
         Ok(Self {
             root,

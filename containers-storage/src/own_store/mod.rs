@@ -25,6 +25,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::error::Error;
+use crate::lock::Interrupt;
 use crate::records::{ImageRecord, LayerRecord};
 use crate::storage::{RootKind, StoreRoot};
 pub use images::{BigData, ImagesTxn};
@@ -45,6 +46,7 @@ pub fn big_data_file_name(key: &str) -> String {
 #[derive(Debug)]
 pub struct OwnStore {
     root: StoreRoot,
+    interrupt: Interrupt,
 }
 
 impl OwnStore {
@@ -76,7 +78,7 @@ impl OwnStore {
         if let Some(parent) = path.parent() {
             files::sync_dir(parent)?;
         }
-        Ok(Self { root })
+        Ok(Self::at(root))
     }
 
     /// Opens the existing store at `path`.
@@ -87,12 +89,27 @@ impl OwnStore {
             root.images_dir().join("images.lock"),
         ];
         if locks.iter().all(|lock| lock.is_file()) {
-            Ok(Self { root })
+            Ok(Self::at(root))
         } else {
             Err(Error::NoStore {
                 root: path.to_owned(),
             })
         }
+    }
+
+    fn at(root: StoreRoot) -> Self {
+        Self {
+            root,
+            interrupt: Interrupt::never(),
+        }
+    }
+
+    /// Gives up waiting for its locks when `interrupt` is set ([`Error::Interrupted`]): podman holds them as
+    /// long as it reads from the store, which may be minutes when it pushes an image.
+    #[must_use]
+    pub fn unless(mut self, interrupt: Interrupt) -> Self {
+        self.interrupt = interrupt;
+        self
     }
 
     /// The store for reading: its paths and records.
@@ -111,12 +128,12 @@ impl OwnStore {
 
     /// Waits for the write lock of the layers and begins a change.
     pub fn layers(&mut self) -> Result<LayersTxn<'_>, Error> {
-        LayersTxn::begin(&self.root)
+        LayersTxn::begin(&self.root, &self.interrupt)
     }
 
     /// Waits for the write lock of the images and begins a change.
     pub fn images(&mut self) -> Result<ImagesTxn<'_>, Error> {
-        ImagesTxn::begin(&self.root)
+        ImagesTxn::begin(&self.root, &self.interrupt)
     }
 
     /// The layers that were removed and not yet purged.

@@ -1,6 +1,6 @@
 //! Streams and images: are they sound, and does everything exist that they name?
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,6 +41,8 @@ pub(super) struct Checker<'a> {
     present: &'a [VerityDigest],
     /// Streams that no link names but other streams do: each is checked once.
     seen: Mutex<HashSet<VerityDigest>>,
+    /// Everything that was named and exists, if that is asked for.
+    named: Option<Mutex<BTreeSet<VerityDigest>>>,
     findings: Mutex<Vec<Finding>>,
 }
 
@@ -50,8 +52,34 @@ impl<'a> Checker<'a> {
             repository,
             present,
             seen: Mutex::default(),
+            named: None,
             findings: Mutex::default(),
         }
+    }
+
+    /// Checks a stream and all that it leads to; returns the objects of which all this consists.
+    pub(super) fn check_one(
+        repository: &'a Repository,
+        link: &StreamLink,
+        report: &mut Report,
+    ) -> BTreeSet<VerityDigest> {
+        let mut checker = Self::new(repository, &[]);
+        checker.named = Some(Mutex::default());
+        checker.see(&link.object);
+        let path = Path::new("streams").join(link.name.as_str());
+        checker.check_stream(&path, &link.object);
+        let Self {
+            named, findings, ..
+        } = checker;
+        report.findings.extend(
+            findings
+                .into_inner()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        );
+        named
+            .unwrap_or_default()
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub(super) fn check(
@@ -119,8 +147,15 @@ impl<'a> Checker<'a> {
 
     /// Others may have stored it since the objects were listed.
     fn exists(&self, object: &VerityDigest) -> bool {
-        self.present.binary_search(object).is_ok()
-            || matches!(self.repository.object_size(object), Ok(Some(_)))
+        let exists = self.present.binary_search(object).is_ok()
+            || matches!(self.repository.object_size(object), Ok(Some(_)));
+        if exists && let Some(named) = &self.named {
+            named
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .insert(*object);
+        }
+        exists
     }
 
     /// Checks a stream, and those that it needs and nothing links.

@@ -18,12 +18,14 @@ mod objects;
 mod report;
 
 use composefs_image::VerityDigest;
-use repository::list::{Foreign, Oddity};
+use repository::list::{Foreign, Oddity, StreamLink};
+use repository::oci::{self, DiffId, ManifestDigest, NamesStream as _, OciError};
 use repository::{Category, Repository, Result, StreamName};
 
 use crate::progress::{Phase, Progress};
-pub use needed_by::add_owners;
-pub use report::{Counts, Defect, Finding, Report};
+use meaning::Compared;
+pub use needed_by::{add_owners, keepers};
+pub use report::{Comparison, Counts, Defect, Finding, Report, Unverified};
 
 /// How to look.
 #[derive(Debug, Clone, Copy)]
@@ -137,11 +139,89 @@ pub fn fsck(
             }
         }
     }
-    if options.depth == Depth::Meaning {
-        meaning::check(repository, options.jobs, progress, &mut report)?;
-    }
+    let compared = if options.depth == Depth::Meaning {
+        meaning::check(repository, options.jobs, progress, &mut report)?
+    } else {
+        Compared::new()
+    };
+    let layers = streams.entries.iter();
+    let layers = layers.filter_map(|link| DiffId::from_stream_name(&link.name));
+    report.unverified = unverified(repository, layers, &compared)?;
     report.finish();
     Ok(report)
+}
+
+/// Checks one image and all that it consists of, and nothing else. What is published of it is the caller's
+/// to check.
+pub fn fsck_image(
+    repository: &Repository,
+    image: ManifestDigest,
+    options: FsckOptions,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let mut report = Report::default();
+    let name = image.stream_name();
+    let Some(object) = repository.stream(&name)? else {
+        let error = OciError::NoStream(name.clone()).to_string();
+        let path = std::path::Path::new("streams").join(name.as_str());
+        report.add(path, Defect::InvalidOciImage { error });
+        return Ok(report);
+    };
+    progress.begin(Phase::CheckingNames, Some(1));
+    let link = StreamLink { name, object };
+    let objects = contents::Checker::check_one(repository, &link, &mut report);
+    let of_image = |object: &VerityDigest| objects.contains(object);
+    let streams = repository.streams()?.entries.into_iter();
+    let streams: Vec<_> = streams.filter(|link| of_image(&link.object)).collect();
+    let images = repository.images()?.entries.into_iter();
+    let images: Vec<_> = images.filter(|link| of_image(&link.object)).collect();
+    report.counts.streams = streams.len() as u64;
+    report.counts.images = images.len() as u64;
+    progress.advance(1);
+    objects::check_these(repository, &objects, options, progress, &mut report)?;
+
+    let tags = oci::tags(repository);
+    report.counts.refs = tags.map_or(0, |tags| {
+        tags.values().filter(|manifest| **manifest == image).count() as u64
+    });
+    let mut compared = Compared::new();
+    if options.depth == Depth::Meaning {
+        match oci::image(repository, image) {
+            Ok(image) => {
+                compared =
+                    meaning::compare(repository, &[image], options.jobs, progress, &mut report)?;
+            }
+            Err(error) => {
+                let path = std::path::Path::new("streams").join(link.name.as_str());
+                let error = error.to_string();
+                report.add(path, Defect::InvalidOciImage { error });
+            }
+        }
+    }
+    let layers = streams.iter();
+    let layers = layers.filter_map(|link| DiffId::from_stream_name(&link.name));
+    report.unverified = unverified(repository, layers, &compared)?;
+    report.finish();
+    Ok(report)
+}
+
+/// Those of the layers that were stored without comparing their diff IDs.
+fn unverified(
+    repository: &Repository,
+    layers: impl Iterator<Item = DiffId>,
+    compared: &Compared,
+) -> Result<Vec<Unverified>> {
+    let mut unverified = Vec::new();
+    for layer in layers {
+        if repository.is_unverified(&layer)? {
+            let known = compared.get(&layer).copied();
+            unverified.push(Unverified {
+                layer,
+                diff_id: known.unwrap_or(Comparison::NotCompared),
+            });
+        }
+    }
+    Ok(unverified)
 }
 
 fn add_all(report: &mut Report, foreign: Vec<Foreign>) {

@@ -1,4 +1,4 @@
-//! Who needs what is damaged: every root that leads to it.
+//! Who needs what is damaged, or anything else: every root that leads to it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Node};
 use crate::host::Known;
 use crate::leases;
-use crate::roots::{self, Owner};
+use crate::roots::{self, Owner, Root};
 
 /// Enters into each finding about objects who needs these objects: tags and other refs, and whom the
 /// caller knows: published images, containers, boot entries. What only a damaged stream or image could
@@ -21,25 +21,48 @@ pub fn add_owners(repository: &Repository, known: Known, report: &mut Report) ->
     if broken.is_empty() {
         return Ok(());
     }
-    let owners = owners(repository, known, &broken)?;
+    let owners = leading_to(repository, known, &broken)?;
     for finding in &mut report.findings {
         let all: BTreeSet<&Owner> = finding
             .defect
             .objects()
             .iter()
-            .filter_map(|object| owners.get(object))
+            .filter_map(|object| owners.of.get(object))
             .flatten()
+            .filter_map(|root| Some(&owners.roots.get(*root)?.owner))
             .collect();
         finding.needed_by = all.into_iter().cloned().collect();
     }
     Ok(())
 }
 
-fn owners(
+/// The roots that lead to any of these objects, which keep it that way.
+pub fn keepers(
     repository: &Repository,
     known: Known,
-    broken: &BTreeSet<VerityDigest>,
-) -> Result<HashMap<VerityDigest, BTreeSet<Owner>>> {
+    objects: &BTreeSet<VerityDigest>,
+) -> Result<Vec<Root>> {
+    let owners = leading_to(repository, known, objects)?;
+    let keeping: BTreeSet<usize> = owners.of.into_values().flatten().collect();
+    let roots = owners.roots.into_iter().enumerate();
+    Ok(roots
+        .filter(|(index, _)| keeping.contains(index))
+        .map(|(_, root)| root)
+        .collect())
+}
+
+/// Roots, and which of them lead to an object.
+struct Owners {
+    roots: Vec<Root>,
+    /// Indexes of roots.
+    of: HashMap<VerityDigest, BTreeSet<usize>>,
+}
+
+fn leading_to(
+    repository: &Repository,
+    known: Known,
+    wanted: &BTreeSet<VerityDigest>,
+) -> Result<Owners> {
     let streams = repository.streams()?;
     let images = repository.images()?;
     let odd = [streams.foreign, images.foreign].concat();
@@ -53,7 +76,7 @@ fn owners(
         let mut digests: BTreeSet<VerityDigest> =
             repository.objects_in(shard)?.entries.into_iter().collect();
         digests.extend(
-            broken
+            wanted
                 .iter()
                 .filter(|digest| digest.as_bytes().first() == Some(&shard)),
         );
@@ -62,11 +85,11 @@ fn owners(
     }
     let digests = Digests::new(repository.algorithm(), objects);
     let graph = Graph::new(repository, &streams.entries, &images.entries, &digests);
-    let broken_at = |node: Node| {
+    let wanted_at = |node: Node| {
         let (Node::Container(index) | Node::Object(index) | Node::Payload(index)) = node else {
             return None;
         };
-        digests.get(index).filter(|digest| broken.contains(digest))
+        digests.get(index).filter(|digest| wanted.contains(digest))
     };
 
     let mut roots = Vec::new();
@@ -84,9 +107,9 @@ fn owners(
             continue;
         }
         let mut needed = Vec::new();
-        let mut held: Vec<VerityDigest> = broken_at(node).into_iter().collect();
+        let mut held: Vec<VerityDigest> = wanted_at(node).into_iter().collect();
         let mut needs = |other: Node| match other {
-            Node::Payload(_) => held.extend(broken_at(other)),
+            Node::Payload(_) => held.extend(wanted_at(other)),
             _ => needed.push(other),
         };
         graph.references(node, &mut needs, &mut |_| {});
@@ -96,11 +119,8 @@ fn owners(
             holds.insert(node, held);
         }
     }
-    let mut owners: HashMap<VerityDigest, BTreeSet<Owner>> = HashMap::new();
+    let mut of: HashMap<VerityDigest, BTreeSet<usize>> = HashMap::new();
     for (start, root) in roots {
-        let Some(root) = found.roots.get(root) else {
-            continue;
-        };
         let mut seen = HashSet::new();
         let mut pending = vec![start];
         while let Some(node) = pending.pop() {
@@ -108,13 +128,13 @@ fn owners(
                 continue;
             }
             for object in holds.get(&node).into_iter().flatten() {
-                owners
-                    .entry(*object)
-                    .or_default()
-                    .insert(root.owner.clone());
+                of.entry(*object).or_default().insert(root);
             }
             pending.extend(edges.get(&node).into_iter().flatten());
         }
     }
-    Ok(owners)
+    Ok(Owners {
+        roots: found.roots,
+        of,
+    })
 }

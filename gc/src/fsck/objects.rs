@@ -1,5 +1,6 @@
 //! Every object: is its content what its name says?
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -12,7 +13,7 @@ use repository::{Repository, Result};
 
 use super::report::{Defect, Report};
 use super::{Data, Depth, FsckOptions};
-use crate::progress::Progress;
+use crate::progress::{Phase, Progress};
 
 /// How much is read at a time, in bytes; a multiple of the block size.
 const CHUNK: usize = 256 * 1024;
@@ -35,16 +36,7 @@ pub(super) fn check(
                 found.add_foreign(foreign);
             }
             for digest in &listing.entries {
-                found.counts.objects += 1;
-                match check_object(repository, digest, options, &mut buffer) {
-                    Ok(size) => found.counts.bytes += size,
-                    Err(error) => {
-                        let path = Path::new("objects").join(digest.object_path());
-                        let error = error.to_string();
-                        let object = *digest;
-                        found.add(path, Defect::DamagedObject { object, error });
-                    }
-                }
+                examine(repository, digest, options, &mut buffer, &mut found);
             }
             let result = (shard, listing.entries, found);
             done.lock()
@@ -66,6 +58,54 @@ pub(super) fn check(
         report.merge(found);
     }
     Ok(present)
+}
+
+/// Checks these objects, which exist.
+pub(super) fn check_these(
+    repository: &Repository,
+    objects: &BTreeSet<VerityDigest>,
+    options: FsckOptions,
+    progress: &dyn Progress,
+    report: &mut Report,
+) -> Result<()> {
+    let objects: Vec<_> = objects.iter().collect();
+    progress.begin(Phase::CheckingObjects, Some(objects.len() as u64));
+    let next = AtomicUsize::new(0);
+    let all = Mutex::new(Report::default());
+    super::contents::in_parallel(options.jobs, || {
+        let mut buffer = vec![0; CHUNK];
+        let mut found = Report::default();
+        while let Some(digest) = objects.get(next.fetch_add(1, Ordering::Relaxed)) {
+            examine(repository, digest, options, &mut buffer, &mut found);
+            progress.advance(1);
+        }
+        all.lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .merge(found);
+        Ok(())
+    })?;
+    let all = all.into_inner();
+    report.merge(all.unwrap_or_else(std::sync::PoisonError::into_inner));
+    Ok(())
+}
+
+fn examine(
+    repository: &Repository,
+    digest: &VerityDigest,
+    options: FsckOptions,
+    buffer: &mut [u8],
+    found: &mut Report,
+) {
+    found.counts.objects += 1;
+    match check_object(repository, digest, options, buffer) {
+        Ok(size) => found.counts.bytes += size,
+        Err(error) => {
+            let path = Path::new("objects").join(digest.object_path());
+            let error = error.to_string();
+            let object = *digest;
+            found.add(path, Defect::DamagedObject { object, error });
+        }
+    }
 }
 
 /// What is wrong with an object.

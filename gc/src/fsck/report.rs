@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use composefs_image::VerityDigest;
 use repository::list::Foreign;
+use repository::oci::DiffId;
 use serde::Serialize;
 
 use crate::json;
@@ -17,6 +18,31 @@ pub struct Report {
     pub counts: Counts,
     /// What is wrong, sorted by path; empty if nothing is.
     pub findings: Vec<Finding>,
+    /// Layers that were imported without comparing their diff IDs (`import --trust-source`). That is nothing
+    /// wrong.
+    pub unverified: Vec<Unverified>,
+}
+
+/// A layer that was imported without comparing its diff ID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Unverified {
+    /// The layer.
+    #[serde(serialize_with = "json::text")]
+    pub layer: DiffId,
+    /// What is known of it now.
+    pub diff_id: Comparison,
+}
+
+/// Whether a diff ID has been compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Comparison {
+    /// It has not, or the layer cannot be read.
+    NotCompared,
+    /// This check has, and it is right: [`crate::confirm`] takes the mark away.
+    Right,
+    /// This check has, and it is wrong, which is among the findings.
+    Wrong,
 }
 
 /// How much was looked at.
@@ -214,9 +240,11 @@ impl Report {
         self.counts.objects += other.counts.objects;
         self.counts.bytes += other.counts.bytes;
         self.findings.extend(other.findings);
+        self.unverified.extend(other.unverified);
     }
 
     pub(super) fn finish(&mut self) {
         self.findings.sort_unstable();
+        self.unverified.sort_unstable();
     }
 }

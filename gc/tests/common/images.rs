@@ -192,8 +192,12 @@ impl gc::Host for TestHost {
         known
     }
 
-    fn remove_layers(&mut self, _: &Repository, _: &[UnusedLayer]) -> Result<(), gc::HostError> {
-        Ok(())
+    fn remove_layers(
+        &mut self,
+        _: &Repository,
+        _: &[UnusedLayer],
+    ) -> Result<Vec<String>, gc::HostError> {
+        Ok(Vec::new())
     }
 }
 

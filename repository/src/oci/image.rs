@@ -146,7 +146,8 @@ pub fn find(repository: &Repository, name: &str) -> Result<Image> {
     image(repository, digest)
 }
 
-fn find_digest(repository: &Repository, name: &str) -> Result<ManifestDigest> {
+/// The manifest of the image that [`find`] would open, which may be damaged.
+pub fn find_digest(repository: &Repository, name: &str) -> Result<ManifestDigest> {
     let tags = tags(repository)?;
     let tagged = spellings(name)
         .into_iter()

@@ -26,6 +26,6 @@ pub use document::{
 };
 pub use erofs::{ErofsKey, ErofsRefs};
 pub use error::{OciError, Result};
-pub use image::{Image, ImageLayer, Images, find, image, images, tags, untag};
+pub use image::{Image, ImageLayer, Images, find, find_digest, image, images, tags, untag};
 pub use index::{Index, add_indexes};
 pub use store::{NewImage, StoredImage, store_image, tag};

@@ -318,7 +318,7 @@ impl Bench {
     }
 }
 
-fn remove(directory: &Path) -> Result<()> {
+pub(super) fn remove(directory: &Path) -> Result<()> {
     match std::fs::remove_dir_all(directory) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
@@ -346,7 +346,7 @@ fn layers(sizes: &[usize], cuts: &[usize]) -> Vec<Layer> {
 }
 
 /// 8,400 files of 1 GB in all: half of them below 10 kB, and some of tens of megabytes, as in a system.
-fn large() -> Vec<Layer> {
+pub(super) fn large() -> Vec<Layer> {
     let sizes: Vec<_> = (0..8_400_u64)
         .map(|number| {
             let random = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;

@@ -3,6 +3,7 @@
 //! What is compared runs in turns in one go, so that whatever else the machine does meanwhile hits
 //! all of them, and the medians are kept. Only what was measured is written down.
 
+mod gc;
 mod image;
 mod import;
 mod input;
@@ -16,6 +17,7 @@ use clap::Subcommand;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+pub(crate) use gc::{STAGE as GC_STAGE, stage as gc_stage};
 pub(crate) use import::{STAGE as IMPORT_STAGE, stage as import_stage};
 pub(crate) use measure::STAGE;
 
@@ -30,6 +32,8 @@ pub(crate) enum Subject {
         #[arg(long)]
         rounds: Option<usize>,
     },
+    /// Collections and checks of repositories, against cfsctl.
+    Gc,
 }
 
 /// Measures, prints the result and puts it into `docs/benchmarks.md`.
@@ -44,6 +48,7 @@ pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Subject::Import { rounds } => import::run(*rounds),
+        Subject::Gc => gc::run(),
     }
 }
 

@@ -22,12 +22,18 @@ impl Section {
 
     /// The same where programs ran another number of times.
     pub(super) fn with_rounds(heading: &'static str, command: &str, rounds: usize) -> Result<Self> {
-        let mut text = format!("`{command}`, {}.\n", machine()?);
+        let mut section = Self::without_rounds(heading, command)?;
         writeln!(
-            text,
+            section.text,
             "Each program ran {rounds} times in turns with the others, after once for the caches; \
              the table has medians."
         )?;
+        Ok(section)
+    }
+
+    /// The same where each table says how often programs ran.
+    pub(super) fn without_rounds(heading: &'static str, command: &str) -> Result<Self> {
+        let text = format!("`{command}`, {}.\n", machine()?);
         Ok(Self { heading, text })
     }
 
