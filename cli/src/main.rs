@@ -35,6 +35,7 @@ fn main() -> ExitCode {
     if let Some(status) = tools::by_name(std::env::args_os()) {
         return status;
     }
+    repository::sys::return_freed_memory();
     let matches = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let channel = Channel::new(cli.global.progress);

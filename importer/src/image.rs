@@ -38,8 +38,8 @@ const READERS_MAX: usize = 8;
 /// Buffers of all layers in work, if there are not so many jobs that they need more.
 const BUFFERS: usize = 64;
 
-/// Objects that may stay staged while the tree of the image is made: both need memory for each file.
-const STAGED_MAX: usize = 1 << 16;
+/// Objects that a batch may know while the tree of the image is made: both need memory for each file.
+const KNOWN_MAX: usize = 1 << 16;
 
 /// How to import. Made as `ImportOptions { tags, ..ImportOptions::default() }`: options are added.
 #[derive(Debug, Clone)]
@@ -291,7 +291,7 @@ impl<'a> Import<'a> {
             }
             self.times.layers += started.elapsed();
             let is_last = number + 1 == groups.len();
-            if !is_last || batch.staged_objects() > STAGED_MAX {
+            if !is_last || batch.known_objects() > KNOWN_MAX {
                 self.stage(Stage::Publish);
                 let started = Instant::now();
                 let next = repository.batch_until(self.options.cancel.flag())?;

@@ -34,6 +34,11 @@ impl DigestTable {
         }
     }
 
+    /// How many digests there are.
+    pub(crate) fn len(&self) -> usize {
+        self.len as usize
+    }
+
     /// The number of a digest that is in the table.
     pub(crate) fn find(&self, digest: &VerityDigest) -> Option<u32> {
         let bytes = digest.as_bytes();

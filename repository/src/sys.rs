@@ -1,5 +1,5 @@
-//! System calls that no safe crate has: fs-verity, loop devices, mount attributes. The one module with
-//! `unsafe` in it.
+//! System calls that no safe crate has: fs-verity, loop devices, mount attributes, and a setting of the
+//! allocator. The one module with `unsafe` in it.
 //!
 //! Follows `linux/fsverity.h`. It knows nothing of repositories: descriptors in, digests out. Files are
 //! measured with whatever parameters they have; a digest is only comparable with ours if it was made
@@ -7,9 +7,11 @@
 #![allow(unsafe_code)]
 
 mod loop_device;
+mod memory;
 mod mount_attribute;
 
 pub use loop_device::attach_loop_device;
+pub use memory::return_freed_memory;
 pub use mount_attribute::{MountAttribute, set_mount_attribute};
 
 use std::io;

@@ -40,8 +40,9 @@ fn a_dumpfile_gives_the_tree_that_was_written() {
                 // It cannot read what it writes for them.
                 let ids: Vec<_> = tree.walk().map(|visit| visit.id).collect();
                 for id in ids {
-                    let mtime = &mut tree.metadata_mut(id).mtime;
-                    mtime.sec = mtime.sec.max(0);
+                    tree.change_metadata(id, |metadata| {
+                        metadata.mtime.sec = metadata.mtime.sec.max(0);
+                    });
                 }
             }
             let text = dump(&tree);

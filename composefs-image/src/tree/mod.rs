@@ -10,6 +10,7 @@
 
 mod arena;
 mod directory;
+mod owners;
 mod walk;
 mod xattrs;
 
@@ -20,6 +21,7 @@ use thiserror::Error;
 use crate::fsverity::VerityDigest;
 use arena::Arena;
 use directory::{Entries, Names};
+use owners::Owners;
 pub use walk::{Visit, Walk};
 pub(crate) use xattrs::{PairId, SetId, XattrTable};
 
@@ -158,12 +160,12 @@ pub enum TreeError {
 #[derive(Clone, Copy)]
 enum Node {
     Directory { entries: u32 },
-    // The start is 64 bits in two halves: 12 bytes that align to 4.
+    // Starts and sizes are 64 bits in two halves: 12 bytes that align to 4.
     Inline { start: [u32; 2], len: u32 },
     Symlink { start: [u32; 2], len: u32 },
-    Sha256 { digest: u32, size: u64 },
-    Sha512 { digest: u32, size: u64 },
-    NoDigest { size: u64 },
+    Sha256 { digest: u32, size: [u32; 2] },
+    Sha512 { digest: u32, size: [u32; 2] },
+    NoDigest { size: [u32; 2] },
     CharDevice(u32),
     BlockDevice(u32),
     Fifo,
@@ -172,16 +174,22 @@ enum Node {
 
 #[derive(Clone)]
 struct Inode {
-    metadata: Metadata,
+    /// Seconds, in two halves, and nanoseconds.
+    mtime: ([u32; 2], u32),
+    owner: u32,
     xattrs: SetId,
     names: u32,
     node: Node,
 }
 
+// There are hundreds of thousands of them.
+const _: () = assert!(size_of::<Inode>() == 40);
+
 /// A file tree. See the [module](self).
 #[derive(Clone)]
 pub struct Tree {
     inodes: Arena<Inode>,
+    owners: Owners,
     directories: Vec<Entries>,
     names: Names,
     /// Inline contents and symlink targets.
@@ -197,12 +205,16 @@ pub struct Tree {
 
 const ROOT: InodeId = InodeId(0);
 
-fn split(offset: usize) -> [u32; 2] {
-    [offset as u32, (offset as u64 >> 32) as u32]
+const fn mtime_of(metadata: &Metadata) -> ([u32; 2], u32) {
+    (split(metadata.mtime.sec as u64), metadata.mtime.nsec)
 }
 
-fn join(halves: [u32; 2]) -> usize {
-    (u64::from(halves[1]) << 32 | u64::from(halves[0])) as usize
+const fn split(number: u64) -> [u32; 2] {
+    [number as u32, (number >> 32) as u32]
+}
+
+const fn join(halves: [u32; 2]) -> u64 {
+    (halves[1] as u64) << 32 | halves[0] as u64
 }
 
 impl Tree {
@@ -210,6 +222,7 @@ impl Tree {
     pub fn new(root: Metadata) -> Self {
         let mut tree = Self {
             inodes: Arena::default(),
+            owners: Owners::default(),
             directories: Vec::new(),
             names: Names::default(),
             bytes: Vec::new(),
@@ -247,8 +260,10 @@ impl Tree {
         // Unreachable before 200 GB of inodes.
         let id = InodeId(u32::try_from(self.inodes.len()).expect("fewer than 2^32 inodes"));
         let node = self.store(id, kind);
+        let owner = self.owners.number(&metadata);
         self.inodes.push(Inode {
-            metadata,
+            mtime: mtime_of(&metadata),
+            owner,
             xattrs: SetId::EMPTY,
             names: 0,
             node,
@@ -297,6 +312,7 @@ impl Tree {
                 {
                     self.paths.insert(id, path.into());
                 }
+                let size = split(size);
                 match digest.as_ref().map(VerityDigest::as_bytes) {
                     None => Node::NoDigest { size },
                     Some(bytes) => {
@@ -327,7 +343,7 @@ impl Tree {
     fn store_bytes(&mut self, bytes: &[u8]) -> ([u32; 2], u32) {
         // Inline contents and targets are far below 4 GiB: what is larger belongs in an object.
         let len = u32::try_from(bytes.len()).expect("inline content below 4 GiB");
-        let start = split(self.bytes.len());
+        let start = split(self.bytes.len() as u64);
         self.bytes.extend_from_slice(bytes);
         (start, len)
     }
@@ -340,15 +356,16 @@ impl Tree {
             } else {
                 self.paths.get(&id).map(AsRef::as_ref)
             };
+            let size = join(size);
             Kind::Regular(Content::External { size, digest, path })
         };
         match self.inode(id).node {
             Node::Directory { .. } => Kind::Directory,
-            Node::Inline { start, len } => {
-                Kind::Regular(Content::Inline(&self.bytes[join(start)..][..len as usize]))
-            }
+            Node::Inline { start, len } => Kind::Regular(Content::Inline(
+                &self.bytes[join(start) as usize..][..len as usize],
+            )),
             Node::Symlink { start, len } => {
-                Kind::Symlink(&self.bytes[join(start)..][..len as usize])
+                Kind::Symlink(&self.bytes[join(start) as usize..][..len as usize])
             }
             Node::Sha256 { digest, size } => external(
                 size,
@@ -389,7 +406,7 @@ impl Tree {
             Node::Fifo => mode::FIFO,
             Node::Socket => mode::SOCKET,
         };
-        file_type | inode.metadata.mode & mode::PERMISSIONS
+        file_type | self.owners.get(inode.owner).0 & mode::PERMISSIONS
     }
 
     /// Whether the inode is a directory.
@@ -406,12 +423,33 @@ impl Tree {
 
     /// Mode, owner and time.
     pub fn metadata(&self, id: InodeId) -> Metadata {
-        self.inode(id).metadata
+        let inode = self.inode(id);
+        let (mode, uid, gid) = self.owners.get(inode.owner);
+        let (sec, nsec) = inode.mtime;
+        Metadata {
+            mode,
+            uid,
+            gid,
+            mtime: Timestamp {
+                sec: join(sec) as i64,
+                nsec,
+            },
+        }
     }
 
-    /// Mode, owner and time, to change.
-    pub fn metadata_mut(&mut self, id: InodeId) -> &mut Metadata {
-        &mut self.inode_mut(id).metadata
+    /// Replaces mode, owner and time.
+    pub fn set_metadata(&mut self, id: InodeId, metadata: Metadata) {
+        let owner = self.owners.number(&metadata);
+        let inode = self.inode_mut(id);
+        inode.owner = owner;
+        inode.mtime = mtime_of(&metadata);
+    }
+
+    /// Changes mode, owner or time.
+    pub fn change_metadata(&mut self, id: InodeId, change: impl FnOnce(&mut Metadata)) {
+        let mut metadata = self.metadata(id);
+        change(&mut metadata);
+        self.set_metadata(id, metadata);
     }
 
     fn entries(&self, directory: InodeId) -> Option<&Entries> {

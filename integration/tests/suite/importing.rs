@@ -42,15 +42,15 @@ fn event_is(event: &Value, name: &str) -> bool {
     event["event"] == name
 }
 
-/// The scene's import with `--progress json`, running.
-struct Running {
+/// An import with `--progress json`, running.
+pub(crate) struct Running {
     child: Child,
     stderr: BufReader<ChildStderr>,
     seen: Vec<Value>,
 }
 
 impl Running {
-    fn start(command: &mut Command) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let mut child = command
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -82,7 +82,7 @@ impl Running {
     }
 
     /// Reads to the first event that fits.
-    fn until(&mut self, fits: impl Fn(&Value) -> bool) -> Result<()> {
+    pub(crate) fn until(&mut self, fits: impl Fn(&Value) -> bool) -> Result<()> {
         while let Some(event) = self.next()? {
             if fits(&event) {
                 return Ok(());
@@ -91,12 +91,16 @@ impl Running {
         bail!("the import ended first: {:?}", self.seen)
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     fn interrupt(&self) -> Result<()> {
         Ok(kill_process(Pid::from_child(&self.child), Signal::INT)?)
     }
 
     /// Reads to the end; gives the last event and the status.
-    fn end(mut self) -> Result<(Value, ExitStatus)> {
+    pub(crate) fn end(mut self) -> Result<(Value, ExitStatus)> {
         while self.next()?.is_some() {}
         let status = self.child.wait()?;
         let ends = self.seen.iter().filter(|event| event_is(event, "end"));

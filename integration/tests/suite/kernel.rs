@@ -147,9 +147,10 @@ fn presentable(mut tree: Tree, dialect: Dialect) -> Tree {
             continue;
         }
         // "No owner" maps to nobody, and not even root may then look inside.
-        let metadata = tree.metadata_mut(id);
-        metadata.uid = metadata.uid.min(u32::MAX - 1);
-        metadata.gid = metadata.gid.min(u32::MAX - 1);
+        tree.change_metadata(id, |metadata| {
+            metadata.uid = metadata.uid.min(u32::MAX - 1);
+            metadata.gid = metadata.gid.min(u32::MAX - 1);
+        });
         let valid = [
             ("system.posix_acl_access", ACL, acl),
             ("system.posix_acl_default", ACL, directory),

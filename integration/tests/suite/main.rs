@@ -19,6 +19,7 @@ mod importing;
 mod keeping;
 mod kernel;
 mod locking;
+mod memory;
 mod mounting;
 mod peers;
 mod publishing;

@@ -345,9 +345,10 @@ impl<'r> Batch<'r> {
         }
     }
 
-    /// How many objects are staged. Each takes about 100 bytes of memory until the commit.
-    pub fn staged_objects(&self) -> usize {
-        self.state().objects.count
+    /// How many objects are staged or named by splitstreams of this batch. Each takes about 100 bytes of memory
+    /// until the commit.
+    pub fn known_objects(&self) -> usize {
+        self.state().objects.digests.len()
     }
 
     /// What has been stored so far.

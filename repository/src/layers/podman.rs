@@ -233,7 +233,7 @@ impl LayerTree {
         }
         self.set_metadata(id, entry)?;
         if matches!(self.tree.kind(id), Kind::Symlink(_)) {
-            self.tree.metadata_mut(id).mtime = old.mtime;
+            self.tree.change_metadata(id, |new| new.mtime = old.mtime);
         }
         Ok(())
     }
@@ -326,7 +326,7 @@ impl LayerTree {
                 }
             }
         }
-        *self.tree.metadata_mut(id) = metadata;
+        self.tree.set_metadata(id, metadata);
         Ok(())
     }
 

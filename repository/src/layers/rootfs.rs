@@ -100,7 +100,7 @@ fn hard_link_target(tree: &Tree, target: &[u8]) -> Result<InodeId, EntryProblem>
 }
 
 fn set_metadata(tree: &mut Tree, id: InodeId, entry: &Entry) {
-    *tree.metadata_mut(id) = entry.metadata;
+    tree.set_metadata(id, entry.metadata);
     let xattrs = entry.xattrs.iter();
     tree.set_xattrs(id, xattrs.map(|(name, value)| (&name[..], &value[..])));
 }
@@ -113,7 +113,7 @@ pub(super) fn finish(tree: &mut Tree, xattrs: XattrFilter) -> Result<(), MergeEr
         .filter(|&usr| tree.is_directory(usr))
         .ok_or(MergeError::NoUsr)?;
     let metadata = tree.metadata(usr);
-    *tree.metadata_mut(root) = metadata;
+    tree.set_metadata(root, metadata);
     tree.copy_xattrs(usr, root);
 
     if let Some(run) = tree.lookup(root, b"run") {
@@ -121,7 +121,7 @@ pub(super) fn finish(tree: &mut Tree, xattrs: XattrFilter) -> Result<(), MergeEr
             return Err(MergeError::RunNotADirectory);
         }
         tree.clear_children(run);
-        tree.metadata_mut(run).mtime = metadata.mtime;
+        tree.change_metadata(run, |run| run.mtime = metadata.mtime);
     }
     tree.retain_all_xattrs(|name, _| xattrs.keeps(name));
     Ok(())

@@ -76,6 +76,6 @@ fn copy_metadata(merged: &mut Tree, layer: &LayerTree, from: InodeId, to: InodeI
     if layer.implicit.contains(&from) {
         metadata.mtime = merged.metadata(to).mtime;
     }
-    *merged.metadata_mut(to) = metadata;
+    merged.set_metadata(to, metadata);
     merged.set_xattrs(to, layer.tree.xattrs(from));
 }

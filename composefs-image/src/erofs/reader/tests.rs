@@ -25,7 +25,7 @@ fn reduce(tree: &mut Tree, format: Format, dialect: Dialect) {
     let ids: BTreeSet<_> = tree.walk().map(|visit| (visit.id, visit.parent)).collect();
     for (id, parent) in ids {
         if format == Format::V2 {
-            tree.metadata_mut(id).mtime.nsec = 0;
+            tree.change_metadata(id, |metadata| metadata.mtime.nsec = 0);
         } else if tree.kind(id) == Kind::CharDevice(0) {
             for name in ["opaque", "whiteouts", "whiteout"] {
                 for prefix in ["user.overlay.", "trusted.overlay."] {
@@ -36,7 +36,7 @@ fn reduce(tree: &mut Tree, format: Format, dialect: Dialect) {
             }
             // composefs-rs takes this for one of the whiteouts that the format adds.
             if dialect == Dialect::ComposefsRs && parent == tree.root() {
-                tree.metadata_mut(id).mode = 0o600;
+                tree.change_metadata(id, |metadata| metadata.mode = 0o600);
             }
         } else if tree.xattr(id, b"user.overlay.whiteout") == Some(b"") {
             // Looks like an escaped whiteout.

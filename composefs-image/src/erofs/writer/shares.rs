@@ -79,14 +79,14 @@ impl Groups {
     }
 
     /// Groups of two or more among `files`, by what `key` gives of each; files without are alone.
-    /// `prefix` is a cheap first part of the key's order.
+    /// `prefix` is a cheap first part of the key's order: a few of its bytes tell most files apart.
     fn by<K: Ord>(
         inodes: usize,
         files: impl Iterator<Item = InodeId>,
-        prefix: impl Fn(&K) -> u64,
+        prefix: impl Fn(&K) -> u32,
         key: impl Fn(InodeId) -> Option<K>,
     ) -> Self {
-        let mut sorted: Vec<(u64, InodeId)> = files
+        let mut sorted: Vec<(u32, InodeId)> = files
             .filter_map(|id| Some((prefix(&key(id)?), id)))
             .collect();
         sorted.sort_unstable();
@@ -123,8 +123,8 @@ pub(super) fn share(
     keep_paths: bool,
 ) -> (Groups, Groups) {
     let prefix_of = |digest: &VerityDigest| {
-        let (prefix, _) = digest.as_bytes().split_at(8);
-        u64::from_be_bytes(prefix.try_into().expect("8 bytes"))
+        let (prefix, _) = digest.as_bytes().split_at(4);
+        u32::from_be_bytes(prefix.try_into().expect("4 bytes"))
     };
     let object = |id| object(tree, id, keep_paths);
     let metacopy = Groups::by(

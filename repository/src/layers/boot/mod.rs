@@ -36,7 +36,7 @@ fn empty_mount_points(tree: &mut Tree) -> Result<(), BootError> {
     for path in EMPTIED {
         let directory = existing_directory(tree, path)?;
         tree.clear_children(directory);
-        tree.metadata_mut(directory).mtime = mtime;
+        tree.change_metadata(directory, |metadata| metadata.mtime = mtime);
     }
     Ok(())
 }

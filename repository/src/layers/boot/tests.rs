@@ -61,7 +61,7 @@ fn mount_points_are_emptied_and_get_the_time_of_usr() {
     ]);
     let mtime = Timestamp { sec: 7, nsec: 8 };
     let usr = tree.lookup_path(b"/usr").unwrap();
-    tree.metadata_mut(usr).mtime = mtime;
+    tree.change_metadata(usr, |metadata| metadata.mtime = mtime);
     make_bootable(&mut tree, &NoObjects).unwrap();
     for path in EMPTIED {
         let id = tree.lookup_path(path).unwrap();
