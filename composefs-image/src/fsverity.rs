@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-pub use hash::{VerityHasher, leaf_hashes, verity_digest, verity_digests};
+pub use hash::{VerityHasher, leaf_hashes, verity_digest, verity_digest_of_root, verity_digests};
 
 /// The block size of fs-verity and of the Merkle tree: the only one composefs uses.
 pub const BLOCK_SIZE: usize = 4096;

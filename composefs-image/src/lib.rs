@@ -45,6 +45,6 @@ pub use erofs::{
 pub use format::Format;
 pub use fsverity::{
     Algorithm, DigestError, UnknownAlgorithm, VerityDigest, VerityHasher, leaf_hashes,
-    verity_digest, verity_digests,
+    verity_digest, verity_digest_of_root, verity_digests,
 };
 pub use tree::{Content, InodeId, Kind, Metadata, Timestamp, Tree, TreeError};

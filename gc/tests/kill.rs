@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus};
 
 use common::*;
+use repository::oci::{DiffId, NamesStream};
 use repository::{Category, Repository, Wait};
 
 const DIRECTORY: &str = "KILL_TEST_REPOSITORY";
@@ -48,6 +49,26 @@ fn with_garbage() -> Directory {
     directory
 }
 
+/// Whether the checksums of the layer of these files are there, whole.
+fn has_checksums(repository: &Repository, files: &[&str]) -> bool {
+    let layer = DiffId::of(files.concat().as_bytes());
+    let Some(stream) = repository.stream(&layer.stream_name()).unwrap() else {
+        return false;
+    };
+    let checksums = repository.layer_checksums(&layer, &stream).unwrap();
+    let Some(found) = checksums else {
+        return false;
+    };
+    let found: Vec<_> = found.map(|object| object.unwrap().1).collect();
+    let expected: Vec<_> = files.iter().map(|file| [file.as_bytes()[0]; 8]).collect();
+    found == expected
+}
+
+fn kept_checksums(directory: &Directory) -> usize {
+    let checksums = directory.path().join("composefs-store/checksums");
+    std::fs::read_dir(checksums).unwrap().count()
+}
+
 #[test]
 fn a_sweep_that_is_killed_anywhere_loses_nothing_and_the_next_one_finishes() {
     let mut tried = 0;
@@ -55,6 +76,7 @@ fn a_sweep_that_is_killed_anywhere_loses_nothing_and_the_next_one_finishes() {
         "remove-name",
         "sync-removed-names",
         "removed-names-synced",
+        "remove-layer-file",
         "remove-object",
         "remove-staging",
     ] {
@@ -71,6 +93,7 @@ fn a_sweep_that_is_killed_anywhere_loses_nothing_and_the_next_one_finishes() {
             let repository = directory.open();
             assert_clean(&repository);
             assert!(has_file(&repository, "needed"));
+            assert!(has_checksums(&repository, &["needed", "shared"]));
             drop(repository);
             assert!(run_child(&directory.path(), "").success());
             let repository = directory.open();
@@ -81,7 +104,9 @@ fn a_sweep_that_is_killed_anywhere_loses_nothing_and_the_next_one_finishes() {
             assert_eq!(repository.images().unwrap().entries.len(), 1);
             assert_eq!(objects(&repository).len(), 8);
             assert_eq!(repository.staging().unwrap(), []);
+            assert!(has_checksums(&repository, &["needed", "shared"]));
+            assert_eq!(kept_checksums(&directory), 1);
         }
     }
-    assert!(tried >= 13, "only {tried} points were tried");
+    assert!(tried >= 14, "only {tried} points were tried");
 }

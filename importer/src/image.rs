@@ -13,7 +13,7 @@ use repository::oci::{
     self, Config, DiffId, DocumentError, ErofsKey, ErofsRefs, Index, Manifest, NamesStream,
     NewImage, OciError, check_pair,
 };
-use repository::{Batch, CopyPolicy, Repository, Tag, Verification};
+use repository::{Batch, CopyPolicy, Repository, StagedChecksums, Tag, Verification};
 
 use crate::cancel::Cancel;
 use crate::error::{ImportError, LayerError};
@@ -382,8 +382,9 @@ impl<'a> Import<'a> {
         let mut failure = None;
         for (index, result) in done.into_inner().unwrap_or_else(PoisonError::into_inner) {
             match result {
-                Ok((stream, report)) => {
+                Ok((stream, checksums, report)) => {
                     batch.link_stream(&report.diff_id.stream_name(), &stream);
+                    batch.keep_checksums(&report.diff_id, checksums);
                     let verification = match report.outcome {
                         LayerOutcome::Trusted => Verification::Trusted,
                         _ => Verification::Verified,
@@ -559,7 +560,7 @@ fn read_layer(
     context: &Context<'_>,
     queue: &Queue<Job>,
     progress: &dyn Progress,
-) -> Result<(VerityDigest, LayerReport), ImportError> {
+) -> Result<(VerityDigest, StagedChecksums, LayerReport), ImportError> {
     let started = Instant::now();
     progress.event(&Event::LayerStarted { layer: index });
     let result = layer::import(source, index, context, queue, progress);
@@ -587,5 +588,5 @@ fn read_layer(
         layer: index,
         report: &report,
     });
-    Ok((imported.stream, report))
+    Ok((imported.stream, imported.checksums, report))
 }

@@ -38,6 +38,10 @@
 //! If it removes the layer meanwhile, the import fails and says so, and nothing is published.
 #![forbid(unsafe_code)]
 
+// What the tests share calls it so.
+#[cfg(test)]
+extern crate self as importer;
+
 mod artifact;
 mod aside;
 mod cancel;
@@ -54,6 +58,9 @@ pub mod pull;
 pub mod registry;
 mod report;
 pub mod source;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
 mod work;
 
 pub use artifact::{ArtifactReport, Keep, import_artifact};

@@ -7,14 +7,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use composefs_image::{Algorithm, VerityDigest, leaf_hashes, verity_digests};
-use containers_storage::{ContentCrc, EntryName, OpenLayer};
-use repository::{Batch, CopyPolicy, Stored};
+use containers_storage::{ContentCrc, EntryName, LayerKind, OpenLayer};
+use repository::{Batch, CopyPolicy, Stored, sys};
 
 use crate::cancel::Cancel;
 use crate::error::FileError;
@@ -35,6 +35,14 @@ pub(crate) struct Context<'a> {
     pub(crate) buffers: usize,
     pub(crate) budget: &'a Budget,
     pub(crate) stop: Stop<'a>,
+}
+
+impl Context<'_> {
+    /// Whether somebody wants to see the content of files of containers-storage whose objects are known: it makes
+    /// up the diff ID.
+    pub(crate) fn needs_content(&self) -> bool {
+        self.diff_ids == DiffIdCheck::Verify
+    }
 }
 
 /// How much may come out of blobs, in bytes. A few compressed bytes can make any number of others.
@@ -176,12 +184,47 @@ pub(crate) struct LeavesJob {
     pub(crate) promise: Promise<Result<PieceDone, JobError>>,
 }
 
+/// A layer of containers-storage, whose files are read.
+pub(crate) struct Files {
+    pub(crate) open: OpenLayer,
+    /// How the kernel is asked for digests, where it may know some.
+    pub(crate) measure: Option<Measure>,
+}
+
+/// What [`sys::object_digest`] is.
+pub(crate) type Measure = fn(BorrowedFd<'_>, Algorithm) -> io::Result<Option<VerityDigest>>;
+
+impl Files {
+    /// Files that are composefs objects have fs-verity where their filesystem has it.
+    pub(crate) fn new(open: OpenLayer) -> Self {
+        let measure = match open.kind() {
+            LayerKind::Composefs => Some(sys::object_digest as Measure),
+            _ => None,
+        };
+        Self { open, measure }
+    }
+
+    /// The digest of the object that a file is to become, if the kernel knows it.
+    pub(crate) fn measured(
+        &self,
+        source: &Source,
+        context: &Context<'_>,
+    ) -> Result<Option<VerityDigest>, FileError> {
+        match self.measure {
+            Some(measure) => {
+                measure(source.file.as_fd(), context.algorithm).map_err(FileError::Read)
+            }
+            None => Ok(None),
+        }
+    }
+}
+
 /// The most files of one job: as many as the vectors of any processor have lanes, and their open files.
 pub(crate) const FILES: usize = 32;
 
 /// Files that fit into a buffer together.
 pub(crate) struct FilesJob {
-    pub(crate) layer: Arc<OpenLayer>,
+    pub(crate) layer: Arc<Files>,
     pub(crate) files: Vec<SmallFile>,
     pub(crate) buffer: Buffer,
     pub(crate) promise: Promise<Result<FilesDone, FilesError>>,
@@ -204,11 +247,26 @@ pub(crate) enum Content {
     Object,
 }
 
-/// Files that were read, one behind the other, and verified against their CRCs; for each its size and
-/// object, if it has become one.
+/// An object that content has become.
+pub(crate) struct Object {
+    pub(crate) digest: VerityDigest,
+    pub(crate) stored: Stored,
+    /// Of the content, as tar-split has it.
+    pub(crate) crc64: [u8; 8],
+}
+
+/// Files whose content is in the buffer, one behind the other, verified against their CRCs.
 pub(crate) struct FilesDone {
     pub(crate) buffer: Buffer,
-    pub(crate) files: Vec<(usize, Option<(VerityDigest, Stored)>)>,
+    pub(crate) files: Vec<SmallDone>,
+}
+
+/// One of them.
+pub(crate) struct SmallDone {
+    pub(crate) size: usize,
+    /// How many bytes of it are in the buffer: all, or none where nobody has to see them.
+    pub(crate) read: usize,
+    pub(crate) object: Option<Object>,
 }
 
 /// The file that was at fault.
@@ -220,7 +278,7 @@ pub(crate) struct FilesError {
 /// Content that has become an object.
 pub(crate) struct FileDone {
     pub(crate) buffer: Buffer,
-    pub(crate) object: Option<(VerityDigest, Stored)>,
+    pub(crate) object: Object,
 }
 
 /// A piece of a larger file.
@@ -228,11 +286,20 @@ pub(crate) struct PieceJob {
     pub(crate) source: Arc<Source>,
     pub(crate) at: u64,
     pub(crate) len: usize,
+    pub(crate) hashing: Hashing,
     pub(crate) buffer: Buffer,
     pub(crate) promise: Promise<Result<PieceDone, JobError>>,
 }
 
-/// A piece that was read and the hashes of its blocks.
+/// Whether the blocks of a piece are hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hashing {
+    Leaves,
+    /// The digest is known, or nobody wants it.
+    Nothing,
+}
+
+/// A piece that was read and the hashes of its blocks, if they were wanted.
 pub(crate) struct PieceDone {
     pub(crate) buffer: Buffer,
     pub(crate) leaves: Vec<u8>,
@@ -269,14 +336,16 @@ impl Job {
     }
 }
 
-fn store(
-    buffer: &Buffer,
-    context: &Context<'_>,
-) -> Result<Option<(VerityDigest, Stored)>, JobError> {
+fn store(buffer: &Buffer, context: &Context<'_>) -> Result<Object, JobError> {
     if context.stop.is_set() {
         return Err(JobError::Stopped);
     }
-    Ok(Some(context.batch.store_bytes(buffer.bytes())?))
+    let (digest, stored) = context.batch.store_bytes(buffer.bytes())?;
+    Ok(Object {
+        digest,
+        stored,
+        crc64: crc64(buffer.bytes()),
+    })
 }
 
 fn leaves(buffer: &Buffer, context: &Context<'_>) -> Result<Vec<u8>, JobError> {
@@ -288,19 +357,23 @@ fn leaves(buffer: &Buffer, context: &Context<'_>) -> Result<Vec<u8>, JobError> {
     Ok(leaves)
 }
 
-type FileObjects = Vec<(usize, Option<(VerityDigest, Stored)>)>;
+fn crc64(content: &[u8]) -> [u8; 8] {
+    let mut crc = ContentCrc::new();
+    crc.update(content);
+    crc.finish()
+}
 
 /// Reads files into the buffer, then hashes all that become objects, then stores these.
 fn read_files(
-    layer: &OpenLayer,
+    layer: &Files,
     files: Vec<SmallFile>,
     buffer: &mut Buffer,
     context: &Context<'_>,
-) -> Result<FileObjects, FilesError> {
-    let mut sources = Vec::with_capacity(files.len());
+) -> Result<Vec<SmallDone>, FilesError> {
+    let mut opened = Vec::with_capacity(files.len());
     for file in &files {
         match file.read(layer, buffer, context) {
-            Ok(source) => sources.push(source),
+            Ok(file) => opened.push(file),
             Err(error) => {
                 let name = file.name.clone();
                 return Err(FilesError { name, error });
@@ -309,52 +382,80 @@ fn read_files(
     }
     let mut rest = buffer.bytes();
     let mut contents = Vec::with_capacity(files.len());
-    for file in &files {
-        let (content, next) = rest.split_at(file.size);
-        if file.content == Content::Object {
+    for (file, opened) in files.iter().zip(&opened) {
+        let (content, next) = rest.split_at(opened.read);
+        if file.content == Content::Object && opened.measured.is_none() {
             contents.push(content);
         }
         rest = next;
     }
     let mut digests = verity_digests(context.algorithm, &contents).into_iter();
     let mut done = Vec::with_capacity(files.len());
-    for (file, source) in files.into_iter().zip(sources) {
+    for (file, opened) in files.into_iter().zip(opened) {
         let object = match file.content {
             Content::Inline => None,
-            Content::Object => digests.next(),
+            Content::Object => opened.measured.or_else(|| digests.next()),
         };
-        let object = match object.map(|digest| Ok((digest, source.store(context, &digest)?))) {
+        let object = match object.map(|digest| (digest, opened.source.store(context, &digest))) {
             None => None,
-            Some(Ok(object)) => Some(object),
-            Some(Err(error)) => {
+            Some((digest, Ok(stored))) => Some(Object {
+                digest,
+                stored,
+                crc64: file.crc64,
+            }),
+            Some((_, Err(error))) => {
                 let error = JobError::File(error);
                 let name = file.name;
                 return Err(FilesError { name, error });
             }
         };
-        done.push((file.size, object));
+        done.push(SmallDone {
+            size: file.size,
+            read: opened.read,
+            object,
+        });
     }
     Ok(done)
+}
+
+/// A small file that is open, and read if it had to be.
+struct Opened {
+    source: Source,
+    measured: Option<VerityDigest>,
+    read: usize,
 }
 
 impl SmallFile {
     fn read(
         &self,
-        layer: &OpenLayer,
+        layer: &Files,
         buffer: &mut Buffer,
         context: &Context<'_>,
-    ) -> Result<Source, JobError> {
+    ) -> Result<Opened, JobError> {
         if context.stop.is_set() {
             return Err(JobError::Stopped);
         }
-        let source = Source::open(layer, &self.name, self.size as u64)?;
+        let source = Source::open(&layer.open, &self.name, self.size as u64)?;
+        let measured = match self.content {
+            Content::Object => layer.measured(&source, context)?,
+            Content::Inline => None,
+        };
+        if measured.is_some() && !context.needs_content() {
+            return Ok(Opened {
+                source,
+                measured,
+                read: 0,
+            });
+        }
         let content = buffer.read(&source.file, self.size)?;
-        let mut crc = ContentCrc::new();
-        crc.update(content);
-        if crc.finish() != self.crc64 {
+        if crc64(content) != self.crc64 {
             return Err(FileError::Content.into());
         }
-        Ok(source)
+        Ok(Opened {
+            source,
+            measured,
+            read: self.size,
+        })
     }
 }
 
@@ -364,7 +465,10 @@ impl PieceJob {
             return Err(JobError::Stopped);
         }
         self.buffer.fill(&self.source.file, self.at, self.len)?;
-        leaves(&self.buffer, context)
+        match self.hashing {
+            Hashing::Leaves => leaves(&self.buffer, context),
+            Hashing::Nothing => Ok(Vec::new()),
+        }
     }
 }
 

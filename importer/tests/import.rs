@@ -9,6 +9,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use containers_storage::ContentCrc;
 use importer::source::from_storage;
 use importer::{
     Cancel, Counts, DiffIdCheck, Event, FileError, ImportError, ImportOptions, ImportReport,
@@ -540,6 +541,43 @@ fn forged() -> Store {
 fn import_refuses_content_that_was_changed_together_with_its_crc() {
     let error = assert_refused(&forged(), 0, &["diff ID"]);
     assert!(matches!(error, LayerError::DiffId { .. }), "{error:?}");
+}
+
+/// The CRC-64s that the repository has kept of a layer, in the order of its objects.
+fn kept_checksums(repo: &Repo, layer: &LayerData) -> Vec<[u8; 8]> {
+    let diff_id = diff_id(layer);
+    let stream = repo.repository.stream(&diff_id.stream_name()).unwrap();
+    let kept = repo.repository.layer_checksums(&diff_id, &stream.unwrap());
+    let kept = kept.unwrap().expect("the import keeps them");
+    kept.map(|object| {
+        let (object, kept) = object.unwrap();
+        let content = repo.repository.read_object(&object, 1 << 30).unwrap();
+        let mut crc = ContentCrc::new();
+        crc.update(&content);
+        assert_eq!(crc.finish(), kept, "{object}");
+        kept
+    })
+    .collect()
+}
+
+#[test]
+fn import_keeps_the_checksum_of_each_object_once() {
+    let (repo, store) = (
+        Repo::new(),
+        Store::new(&[&[
+            file("small", noise(1, 1000)),
+            file("again", noise(1, 1000)),
+            file("inline", noise(2, 64)),
+            file("large", noise(3, 1_000_000)),
+            embedded("within", noise(4, 5000)),
+            embedded("large-within", noise(5, 400_000)),
+            file("small-too", noise(6, 65)),
+        ]]),
+    );
+    for options in [trusting(), options()] {
+        repo.import_with(&store, &options).unwrap();
+        assert_eq!(kept_checksums(&repo, &store.layers[0]).len(), 5);
+    }
 }
 
 fn trusting() -> ImportOptions {

@@ -9,11 +9,13 @@ use composefs_image::VerityDigest;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use crate::checksums::CHECKSUMS;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::meta::Formats;
 use crate::names::{Category, StreamName};
 use crate::repo::{OBJECTS, Repository};
+use crate::verification::UNVERIFIED;
 use failpoint::failpoint;
 
 /// What to do while others use the repository.
@@ -107,7 +109,8 @@ impl Exclusive<'_> {
             }
         }
         failpoint("removed-names-synced");
-        self.remove_marks_of_removed_layers()
+        UNVERIFIED.remove_of_removed_layers(self)?;
+        CHECKSUMS.remove_of_removed_layers(self)
     }
 
     /// Removes objects whose digests begin with the byte `shard`; nothing may name them any more. Calls

@@ -15,7 +15,7 @@
 //! [`Batch::commit`] gives names, in this order, each step durable before the next begins:
 //!
 //! 1. the content of all staged objects,
-//! 2. their names in `objects/`,
+//! 2. their names in `objects/`, and files of our own about layers, none of which keeps anything alive,
 //! 3. the links in `streams/` and `images/`,
 //! 4. the refs below `streams/refs/` and `images/refs/`.
 //!
@@ -30,11 +30,13 @@
 
 mod batch;
 pub mod boot;
+mod checksums;
 mod digest_table;
 mod durable;
 pub mod erofs;
 mod error;
 mod exclusive;
+mod layer_files;
 pub mod layers;
 pub mod list;
 pub mod meta;
@@ -50,7 +52,10 @@ pub mod upgrade;
 mod verification;
 
 pub use ::failpoint::failpoint;
-pub use batch::{Batch, CommitStats, CopyPolicy, ObjectWriter, Stored};
+pub use batch::{
+    Batch, ChecksumWriter, CommitStats, CopyPolicy, ObjectWriter, StagedChecksums, Stored,
+};
+pub use checksums::LayerChecksums;
 pub use composefs_image::{Algorithm, Format, VerityDigest};
 pub use error::{Error, Result};
 pub use exclusive::{Exclusive, Wait};

@@ -5,20 +5,19 @@
 //! which is there before the layer's name is. It goes when the layer is stored again with its diff ID
 //! compared, or removed. Other implementations know nothing of it, and never compare diff IDs.
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::PRIVATE_DIRECTORY;
-use crate::durable;
 use crate::error::{Error, Result};
-use crate::oci::{DiffId, NamesStream};
+use crate::layer_files::LayerFiles;
+use crate::oci::DiffId;
 use crate::repo::Repository;
 
-/// The directory of the marks, in [`PRIVATE_DIRECTORY`].
-const UNVERIFIED: &str = "unverified";
+/// The marks.
+pub(crate) const UNVERIFIED: LayerFiles = LayerFiles("unverified");
 
 /// Whether the tar of a layer was found to have the diff ID that it is stored under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +32,7 @@ impl Repository {
     /// Whether a layer was stored with [`Verification::Trusted`], and not verified since.
     pub fn is_unverified(&self, layer: &DiffId) -> Result<bool> {
         let path = PathBuf::from(PRIVATE_DIRECTORY)
-            .join(UNVERIFIED)
+            .join(UNVERIFIED.0)
             .join(layer.to_hex());
         match rustix::fs::statat(self.dir(), &path, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(true),
@@ -44,61 +43,25 @@ impl Repository {
 
     /// Marks a layer; not durable before a sync of the filesystem.
     pub(crate) fn mark_unverified(&self, layer: &DiffId) -> Result<()> {
-        let (private, _) = durable::make_dir(self.dir(), PRIVATE_DIRECTORY, self.path())?;
-        let (dir, _) = durable::make_dir(&private, UNVERIFIED, &self.marks_path())?;
+        let dir = UNVERIFIED.make(self)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let name = layer.to_hex();
         match rustix::fs::openat(&dir, &name, flags, Mode::from_raw_mode(0o644)) {
             Ok(_) => Ok(()),
-            Err(error) => Err(Error::io("create", self.marks_path().join(name))(error)),
+            Err(error) => Err(Error::io("create", UNVERIFIED.path(self).join(name))(error)),
         }
     }
 
     /// Takes the mark of a layer away, which at worst comes back after a crash.
     pub(crate) fn unmark(&self, layer: &DiffId) -> Result<()> {
-        if let Some(dir) = self.marks()? {
-            durable::unlink(dir, layer.to_hex(), &self.marks_path())?;
-        }
-        Ok(())
-    }
-
-    /// Takes the marks of layers away that are no longer there, which are now of no use.
-    pub(crate) fn remove_marks_of_removed_layers(&self) -> Result<()> {
-        let Some(dir) = self.marks()? else {
-            return Ok(());
-        };
-        let path = self.marks_path();
-        let failed = |error: Errno| Error::io("list", &path)(error);
-        for entry in rustix::fs::Dir::read_from(&dir).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let layer = entry.file_name().to_str().ok().and_then(|name| {
-                let digest = format!("sha256:{name}");
-                digest.parse::<DiffId>().ok()
-            });
-            if let Some(layer) = layer
-                && self.stream(&layer.stream_name())?.is_none()
-            {
-                self.unmark(&layer)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn marks(&self) -> Result<Option<OwnedFd>> {
-        match durable::open_dir(self.dir(), PRIVATE_DIRECTORY, self.path())? {
-            Some(private) => durable::open_dir(private, UNVERIFIED, &self.marks_path()),
-            None => Ok(None),
-        }
-    }
-
-    fn marks_path(&self) -> PathBuf {
-        self.path().join(PRIVATE_DIRECTORY).join(UNVERIFIED)
+        UNVERIFIED.remove(self, layer)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::NamesStream;
     use crate::{InitOptions, Security, Wait};
 
     #[test]

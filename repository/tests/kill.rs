@@ -21,10 +21,12 @@ const DIRECTORY: &str = "KILL_TEST_REPOSITORY";
 fn store(repository: &Repository, what: &str) {
     let batch = repository.batch().unwrap();
     let mut writer = splitstream::Writer::new(&batch, ContentType::OCI_LAYER).unwrap();
+    let mut checksums = batch.checksum_writer().unwrap();
     for n in 0..3 {
         let content = format!("{what} {n}").repeat(50);
         let (object, _) = batch.store_bytes(content.as_bytes()).unwrap();
         writer.external(&object, content.len() as u64).unwrap();
+        checksums.push([n; 8]).unwrap();
     }
     let (image, _) = batch
         .store_bytes(format!("image {what}").as_bytes())
@@ -38,6 +40,7 @@ fn store(repository: &Repository, what: &str) {
     let layer = layer(what);
     batch.link_stream(&layer.stream_name(), &stream);
     batch.set_verification(&layer, Verification::Trusted);
+    batch.keep_checksums(&layer, checksums.finish(&stream).unwrap());
     batch.link_image(&image);
     let tag = RefPath::of_tag(&Tag::new(what).unwrap());
     batch.set_ref(Category::Streams, &tag, name.as_str());
@@ -65,8 +68,12 @@ fn assert_sound(repository: &Repository) {
     let images = repository.images().unwrap();
     for what in ["first", "second"] {
         let layer = layer(what);
-        let is_linked = repository.stream(&layer.stream_name()).unwrap().is_some();
-        assert!(!is_linked || repository.is_unverified(&layer).unwrap());
+        if let Some(stream) = repository.stream(&layer.stream_name()).unwrap() {
+            assert!(repository.is_unverified(&layer).unwrap());
+            let kept = repository.layer_checksums(&layer, &stream).unwrap();
+            let kept: Vec<_> = kept.unwrap().map(|object| object.unwrap().1).collect();
+            assert_eq!(kept, [[0; 8], [1; 8], [2; 8]]);
+        }
     }
     assert_eq!(streams.foreign, []);
     assert_eq!(images.foreign, []);
@@ -123,6 +130,7 @@ fn a_commit_that_is_killed_anywhere_harms_nothing_and_succeeds_when_repeated() {
         ("commit-staged", 1),
         ("commit-content-synced", 1),
         ("commit-object", 5),
+        ("commit-checksums", 1),
         ("commit-mark", 1),
         ("commit-objects-named", 1),
         ("commit-objects-synced", 1),

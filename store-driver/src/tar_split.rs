@@ -5,6 +5,9 @@
 //! *merged* tree has at that very path; everything else (small files that live inside the EROFS image,
 //! files that a later entry of the layer replaced, names that podman refuses to see twice) is embedded
 //! in segments. Only the concatenation counts.
+//!
+//! The checksums of contents are those that the import has kept ([`repository::LayerChecksums`]). Only of layers
+//! that somebody else stored the content is read.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},

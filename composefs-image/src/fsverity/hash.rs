@@ -199,6 +199,15 @@ impl io::Write for VerityHasher {
     }
 }
 
+/// The fs-verity digest of a file of this size in bytes whose Merkle tree has this root.
+pub fn verity_digest_of_root(algorithm: Algorithm, size: u64, root: &[u8]) -> VerityDigest {
+    let mut padded = [0; 64];
+    let len = root.len().min(algorithm.digest_len());
+    padded[..len].copy_from_slice(&root[..len]);
+    let top = descriptor(algorithm, size, &padded[..algorithm.digest_len()]);
+    digest_of(algorithm, &top)
+}
+
 /// What the digest of a file is the hash of: its size and the root of its Merkle tree.
 fn descriptor(algorithm: Algorithm, size: u64, root: &[u8]) -> [u8; 256] {
     let mut descriptor = [0; 256];

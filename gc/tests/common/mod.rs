@@ -10,7 +10,7 @@ use composefs_image::{
     Content, Dialect, Kind, Metadata, Timestamp, Tree, WriteOptions, write_image,
 };
 use repository::oci::{ConfigDigest, DiffId, ManifestDigest, NamesStream};
-use repository::splitstream::{ContentType, Writer};
+use repository::splitstream::{ContentType, Mention, Writer};
 use repository::{
     Algorithm, Batch, Category, Format, Formats, InitOptions, RefPath, Repository, Security,
     StreamName, Tag, VerityDigest,
@@ -56,15 +56,20 @@ pub(crate) fn content(file: &str) -> Vec<u8> {
 /// Stores a layer of these files; returns its diff ID and stream.
 pub(crate) fn store_layer(batch: &Batch<'_>, files: &[&str]) -> (DiffId, VerityDigest) {
     let mut writer = Writer::new(batch, ContentType::OCI_LAYER).unwrap();
+    let mut checksums = batch.checksum_writer().unwrap();
     for file in files {
         writer.inline(&[0; 512]).unwrap();
         let content = content(file);
         let (object, _) = batch.store_bytes(&content).unwrap();
-        writer.external(&object, content.len() as u64).unwrap();
+        let mention = writer.external(&object, content.len() as u64).unwrap();
+        if mention == Mention::First {
+            checksums.push([content[0]; 8]).unwrap();
+        }
     }
     let (stream, _) = writer.finish().unwrap();
     let diff_id = DiffId::of(files.concat().as_bytes());
     batch.link_stream(&diff_id.stream_name(), &stream);
+    batch.keep_checksums(&diff_id, checksums.finish(&stream).unwrap());
     (diff_id, stream)
 }
 

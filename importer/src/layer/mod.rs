@@ -13,6 +13,8 @@
 
 mod blob;
 mod tar_split;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,8 +23,8 @@ use composefs_image::{VerityDigest, VerityHasher};
 use containers_storage::{ContentCrc, EntryName};
 use repository::layers::{MemberKind, Placement, Step, TarSplitter};
 use repository::oci::DiffId;
-use repository::splitstream::{ContentType, Writer};
-use repository::{ObjectWriter, Stored};
+use repository::splitstream::{ContentType, Mention, Writer};
+use repository::{ChecksumWriter, ObjectWriter, StagedChecksums, Stored};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{FileError, LayerError, MemberProblem};
@@ -32,8 +34,8 @@ use crate::progress::{Event, Progress};
 use crate::report::{Counts, LayerOutcome};
 use crate::source::{LayerContent, SourceLayer};
 use crate::work::{
-    BUFFER, Buffer, BytesJob, Content, Context, FileDone, FilesDone, FilesError, FilesJob, Job,
-    JobError, LeavesJob, PieceDone, Source,
+    BUFFER, Buffer, BytesJob, Context, FileDone, FilesDone, FilesError, FilesJob, Job, JobError,
+    LeavesJob, Object, PieceDone, SmallDone, Source,
 };
 
 /// Bytes of headers and the like in flight, beside the segment in hand.
@@ -49,6 +51,7 @@ pub(crate) struct Imported {
     /// `None` if the source is trusted.
     diff_id: Option<DiffId>,
     pub(crate) stream: VerityDigest,
+    pub(crate) checksums: StagedChecksums,
     pub(crate) tar_bytes: u64,
     pub(crate) counts: Counts,
 }
@@ -61,35 +64,11 @@ pub(crate) fn import(
     queue: &Queue<Job>,
     progress: &dyn Progress,
 ) -> Result<Imported, LayerError> {
-    let layer = Layer {
-        context,
-        queue,
-        splitter: TarSplitter::new(),
-        due: Due::Nothing,
-        filling: None,
-        free: (0..context.buffers).map(|_| Buffer::new()).collect(),
-        files: None,
-        files_bytes: 0,
-        taken: None,
-        pending: VecDeque::new(),
-        pending_bytes: 0,
-        files_queued: 0,
-        sha256: match (context.diff_ids, &source.content) {
-            (DiffIdCheck::TrustSource, LayerContent::Stored(_)) => None,
-            _ => Some(Sha256::new()),
-        },
-        writer: Writer::new(context.batch, ContentType::OCI_LAYER)?,
-        large: None,
-        counts: Counts::default(),
-        tar_bytes: 0,
-        meter: Meter {
-            layer: index,
-            progress,
-            bytes: 0,
-            files: 0,
-            told: 0,
-        },
+    let sha256 = match (context.diff_ids, &source.content) {
+        (DiffIdCheck::TrustSource, LayerContent::Stored(_)) => None,
+        _ => Some(Sha256::new()),
     };
+    let layer = Layer::new(index, sha256, context, queue, progress)?;
     let imported = match &source.content {
         LayerContent::Stored(stored) => tar_split::read(stored, layer)?,
         LayerContent::Blob { descriptor, blob } => {
@@ -126,6 +105,8 @@ struct Layer<'a> {
     /// `None` if the source is trusted.
     sha256: Option<Sha256>,
     writer: Writer<'a, 'a>,
+    /// Those of the objects that the splitstream names.
+    checksums: ChecksumWriter<'a, 'a>,
     large: Option<OpenLarge<'a>>,
     counts: Counts,
     tar_bytes: u64,
@@ -158,6 +139,8 @@ enum Pending {
     NextFile,
     /// The beginning of larger content.
     Large(Large),
+    /// All of it, which nobody has to see.
+    Unread,
     /// The next piece of it.
     Piece(Answer<Result<PieceDone, JobError>>),
 }
@@ -167,7 +150,7 @@ struct TakenFiles {
     buffer: Buffer,
     /// Where the next one begins in the buffer.
     at: usize,
-    left: std::vec::IntoIter<(usize, Option<(VerityDigest, Stored)>)>,
+    left: std::vec::IntoIter<SmallDone>,
 }
 
 /// Content of more than one piece.
@@ -183,10 +166,20 @@ enum LargeFrom {
     File {
         source: Arc<Source>,
         crc64: [u8; 8],
-        content: Content,
+        to: FileTo,
     },
     /// The tar itself. It becomes an object piece by piece.
     Tar,
+}
+
+/// What a larger file of the layer becomes.
+#[derive(Clone, Copy)]
+enum FileTo {
+    Inline,
+    /// An object whose digest is yet to be computed.
+    Object,
+    /// The object that the kernel says it is.
+    Measured(VerityDigest),
 }
 
 /// The larger content that the back end is in the middle of.
@@ -194,6 +187,7 @@ struct OpenLarge<'a> {
     name: EntryName,
     size: u64,
     left: u64,
+    crc: ContentCrc,
     to: LargeTo<'a>,
 }
 
@@ -201,8 +195,7 @@ enum LargeTo<'a> {
     File {
         source: Arc<Source>,
         expected_crc: [u8; 8],
-        crc: Box<ContentCrc>,
-        content: Content,
+        to: FileTo,
         verity: Box<VerityHasher>,
     },
     Object(Box<ObjectWriter<'a, 'a>>),
@@ -217,7 +210,43 @@ impl Imported {
     }
 }
 
-impl Layer<'_> {
+impl<'a> Layer<'a> {
+    fn new(
+        index: usize,
+        sha256: Option<Sha256>,
+        context: &'a Context<'a>,
+        queue: &'a Queue<Job>,
+        progress: &'a dyn Progress,
+    ) -> Result<Self, LayerError> {
+        Ok(Self {
+            context,
+            queue,
+            splitter: TarSplitter::new(),
+            due: Due::Nothing,
+            filling: None,
+            free: (0..context.buffers).map(|_| Buffer::new()).collect(),
+            files: None,
+            files_bytes: 0,
+            taken: None,
+            pending: VecDeque::new(),
+            pending_bytes: 0,
+            files_queued: 0,
+            sha256,
+            writer: Writer::new(context.batch, ContentType::OCI_LAYER)?,
+            checksums: context.batch.checksum_writer()?,
+            large: None,
+            counts: Counts::default(),
+            tar_bytes: 0,
+            meter: Meter {
+                layer: index,
+                progress,
+                bytes: 0,
+                files: 0,
+                told: 0,
+            },
+        })
+    }
+
     // The front end.
 
     /// Takes the next bytes of the tar itself: headers, and the content that is among them.
@@ -403,12 +432,7 @@ impl Layer<'_> {
             Pending::File { name, answer } => {
                 let done = settle(answer, &name)?;
                 self.read(done.buffer.bytes());
-                match done.object {
-                    None => self.writer.inline(done.buffer.bytes())?,
-                    Some((digest, stored)) => {
-                        self.external(&digest, done.buffer.bytes().len() as u64, stored)?;
-                    }
-                }
+                self.external(&done.object, done.buffer.bytes().len() as u64)?;
                 self.free.push(done.buffer.clear());
                 self.meter.file();
             }
@@ -427,6 +451,7 @@ impl Layer<'_> {
             }
             Pending::NextFile => self.take_small_file()?,
             Pending::Large(large) => self.begin_large(large)?,
+            Pending::Unread => self.take_unread()?,
             Pending::Piece(answer) => self.take_piece(answer)?,
         }
         Ok(())
@@ -437,17 +462,18 @@ impl Layer<'_> {
         let Some(mut taken) = self.taken.take() else {
             return Err(LayerError::WorkerLost);
         };
-        let Some((size, object)) = taken.left.next() else {
+        let Some(file) = taken.left.next() else {
             return Err(LayerError::WorkerLost);
         };
-        let content = &taken.buffer.bytes()[taken.at..taken.at + size];
+        let content = &taken.buffer.bytes()[taken.at..taken.at + file.read];
         self.read(content);
-        match object {
+        self.pass((file.size - file.read) as u64);
+        match file.object {
             None => self.writer.inline(content)?,
-            Some((digest, stored)) => self.external(&digest, size as u64, stored)?,
+            Some(object) => self.external(&object, file.size as u64)?,
         }
         self.meter.file();
-        taken.at += size;
+        taken.at += file.read;
         if taken.left.len() > 0 {
             self.taken = Some(taken);
         } else {
@@ -461,38 +487,35 @@ impl Layer<'_> {
         if let Some(sha256) = &mut self.sha256 {
             sha256.update(bytes);
         }
-        self.tar_bytes += bytes.len() as u64;
-        self.meter.bytes(bytes.len() as u64);
+        self.pass(bytes.len() as u64);
     }
 
-    fn external(
-        &mut self,
-        digest: &VerityDigest,
-        size: u64,
-        stored: Stored,
-    ) -> Result<(), LayerError> {
-        let tally = match stored {
+    /// Counts bytes of the tar.
+    fn pass(&mut self, bytes: u64) {
+        self.tar_bytes += bytes;
+        self.meter.bytes(bytes);
+    }
+
+    fn external(&mut self, object: &Object, size: u64) -> Result<(), LayerError> {
+        let tally = match object.stored {
             Stored::Present => &mut self.counts.present,
             Stored::Reflinked => &mut self.counts.reflinked,
             Stored::Copied => &mut self.counts.copied,
             Stored::Written => &mut self.counts.written,
         };
         tally.add(size);
-        self.writer.external(digest, size)?;
+        if self.writer.external(&object.digest, size)? == Mention::First {
+            self.checksums.push(object.crc64)?;
+        }
         Ok(())
     }
 
     fn begin_large(&mut self, large: Large) -> Result<(), LayerError> {
         let to = match large.from {
-            LargeFrom::File {
-                source,
-                crc64,
-                content,
-            } => LargeTo::File {
+            LargeFrom::File { source, crc64, to } => LargeTo::File {
                 source,
                 expected_crc: crc64,
-                crc: Box::new(ContentCrc::new()),
-                content,
+                to,
                 verity: Box::new(VerityHasher::new(self.context.algorithm)),
             },
             LargeFrom::Tar => LargeTo::Object(Box::new(self.context.batch.object_writer()?)),
@@ -501,6 +524,7 @@ impl Layer<'_> {
             name: large.name,
             size: large.size,
             left: large.size,
+            crc: ContentCrc::new(),
             to,
         });
         Ok(())
@@ -517,19 +541,13 @@ impl Layer<'_> {
         let done = settle(answer, &large.name)?;
         let bytes = done.buffer.bytes();
         self.read(bytes);
+        large.crc.update(bytes);
         match &mut large.to {
-            LargeTo::File {
-                crc,
-                content,
-                verity,
-                ..
-            } => {
-                crc.update(bytes);
-                match content {
-                    Content::Inline => self.writer.inline(bytes)?,
-                    Content::Object => verity.push_leaves(&done.leaves, bytes.len() as u64),
-                }
-            }
+            LargeTo::File { to, verity, .. } => match to {
+                FileTo::Inline => self.writer.inline(bytes)?,
+                FileTo::Object => verity.push_leaves(&done.leaves, bytes.len() as u64),
+                FileTo::Measured(_) => {}
+            },
             LargeTo::Object(object) => object.write_hashed(bytes, &done.leaves)?,
         }
         large.left -= bytes.len() as u64;
@@ -542,26 +560,55 @@ impl Layer<'_> {
     }
 
     fn finish_large(&mut self, large: OpenLarge<'_>) -> Result<(), LayerError> {
+        let crc64 = large.crc.finish();
+        match &large.to {
+            LargeTo::File { expected_crc, .. } if crc64 != *expected_crc => Err(LayerError::File {
+                name: large.name,
+                source: FileError::Content,
+            }),
+            _ => self.store_large(large, crc64),
+        }
+    }
+
+    /// Passes over larger content that is known to be an object.
+    fn take_unread(&mut self) -> Result<(), LayerError> {
+        // It always follows the beginning of its file.
+        let Some(large) = self.large.take() else {
+            return Err(LayerError::WorkerLost);
+        };
+        let LargeTo::File { expected_crc, .. } = &large.to else {
+            return Err(LayerError::WorkerLost);
+        };
+        let crc64 = *expected_crc;
+        self.pass(large.size);
+        self.store_large(large, crc64)
+    }
+
+    fn store_large(&mut self, large: OpenLarge<'_>, crc64: [u8; 8]) -> Result<(), LayerError> {
         let name = large.name;
         let in_file = |source| LayerError::File { name, source };
+        let object = |digest, stored| Object {
+            digest,
+            stored,
+            crc64,
+        };
         match large.to {
             LargeTo::File {
-                expected_crc, crc, ..
-            } if crc.finish() != expected_crc => return Err(in_file(FileError::Content)),
+                to: FileTo::Inline, ..
+            } => {}
             LargeTo::File {
-                source,
-                content: Content::Object,
-                verity,
-                ..
+                source, to, verity, ..
             } => {
-                let digest = verity.finish();
+                let digest = match to {
+                    FileTo::Measured(digest) => digest,
+                    _ => verity.finish(),
+                };
                 let stored = source.store(self.context, &digest).map_err(in_file)?;
-                self.external(&digest, large.size, stored)?;
+                self.external(&object(digest, stored), large.size)?;
             }
-            LargeTo::File { .. } => {}
-            LargeTo::Object(object) => {
-                let (digest, size, stored) = object.finish()?;
-                self.external(&digest, size, stored)?;
+            LargeTo::Object(writer) => {
+                let (digest, size, stored) = writer.finish()?;
+                self.external(&object(digest, stored), size)?;
             }
         }
         self.meter.file();
@@ -575,11 +622,13 @@ impl Layer<'_> {
             self.take_one()?;
         }
         self.meter.tell();
+        let (stream, _) = self.writer.finish()?;
         Ok(Imported {
             diff_id: self
                 .sha256
                 .map(|sha256| DiffId::from_bytes(sha256.finalize().into())),
-            stream: self.writer.finish()?.0,
+            stream,
+            checksums: self.checksums.finish(&stream)?,
             tar_bytes: self.tar_bytes,
             counts: self.counts,
         })
@@ -595,6 +644,7 @@ impl Pending {
             | Self::Files(_)
             | Self::NextFile
             | Self::Large(_)
+            | Self::Unread
             | Self::Piece(_) => 0,
         };
         held + size_of::<Self>()

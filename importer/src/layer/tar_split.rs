@@ -2,48 +2,53 @@
 
 use std::sync::Arc;
 
-use containers_storage::{EntryName, OpenLayer, TarSplitEntry};
+use containers_storage::{EntryName, TarSplitEntry};
 use repository::layers::Placement;
 
-use super::{Due, Imported, Large, LargeFrom, Layer, Pending};
+use super::{Due, FileTo, Imported, Large, LargeFrom, Layer, Pending};
 use crate::error::{LayerError, MemberProblem};
 use crate::pool::promise;
-use crate::work::{BUFFER, Content, FILES, FilesJob, Job, PieceJob, SmallFile, Source};
+use crate::work::{
+    BUFFER, Content, FILES, Files, FilesJob, Hashing, Job, PieceJob, SmallFile, Source,
+};
 
 /// Reads a layer. The engine may go on working on its store meanwhile.
 pub(super) fn read(
     stored: &containers_storage::Layer,
     layer: Layer<'_>,
 ) -> Result<Imported, LayerError> {
-    let open = Arc::new(stored.open()?);
+    read_files(&Arc::new(Files::new(stored.open()?)), layer)
+}
+
+pub(super) fn read_files(files: &Arc<Files>, layer: Layer<'_>) -> Result<Imported, LayerError> {
     let front = TarSplit {
-        open: Arc::clone(&open),
+        files: Arc::clone(files),
         layer,
     };
     let imported = front.read().map_err(|error| match error {
         LayerError::Stopped => error,
         // A file that changed or went away is only what comes of a layer that is being removed.
-        _ => match open.check_unchanged() {
+        _ => match files.open.check_unchanged() {
             Err(changed @ containers_storage::Error::LayerChanged { .. }) => changed.into(),
             _ => error,
         },
     })?;
     if imported.diff_id.is_none() {
         // Nothing else proves that the files were whole while they were read.
-        open.check_unchanged()?;
+        files.open.check_unchanged()?;
     }
     Ok(imported)
 }
 
 struct TarSplit<'a> {
-    open: Arc<OpenLayer>,
+    files: Arc<Files>,
     layer: Layer<'a>,
 }
 
 impl TarSplit<'_> {
     fn read(mut self) -> Result<Imported, LayerError> {
-        let open = Arc::clone(&self.open);
-        for entry in open.tar_split()? {
+        let files = Arc::clone(&self.files);
+        for entry in files.open.tar_split()? {
             if self.layer.context.stop.is_set() {
                 return Err(LayerError::Stopped);
             }
@@ -110,7 +115,7 @@ impl TarSplit<'_> {
         let (promise, answer) = promise();
         layer.files_bytes = file.size;
         layer.files = Some(FilesJob {
-            layer: Arc::clone(&self.open),
+            layer: Arc::clone(&self.files),
             files: vec![file],
             buffer,
             promise,
@@ -125,8 +130,18 @@ impl TarSplit<'_> {
         crc64: [u8; 8],
         content: Content,
     ) -> Result<(), LayerError> {
-        let source = match Source::open(&self.open, &name, size) {
-            Ok(source) => Arc::new(source),
+        let opened = Source::open(&self.files.open, &name, size).and_then(|source| {
+            let to = match content {
+                Content::Inline => FileTo::Inline,
+                Content::Object => match self.files.measured(&source, self.layer.context)? {
+                    Some(digest) => FileTo::Measured(digest),
+                    None => FileTo::Object,
+                },
+            };
+            Ok((Arc::new(source), to))
+        });
+        let (source, to) = match opened {
+            Ok(opened) => opened,
             Err(source) => return Err(LayerError::File { name, source }),
         };
         self.layer.push(Pending::Large(Large {
@@ -135,9 +150,16 @@ impl TarSplit<'_> {
             from: LargeFrom::File {
                 source: Arc::clone(&source),
                 crc64,
-                content,
+                to,
             },
         }))?;
+        let hashing = match to {
+            FileTo::Measured(_) if !self.layer.context.needs_content() => {
+                return self.layer.push(Pending::Unread);
+            }
+            FileTo::Object => Hashing::Leaves,
+            FileTo::Measured(_) | FileTo::Inline => Hashing::Nothing,
+        };
         let mut at = 0;
         while at < size {
             let len = (size - at).min(BUFFER as u64);
@@ -147,6 +169,7 @@ impl TarSplit<'_> {
                 source: Arc::clone(&source),
                 at,
                 len: len as usize,
+                hashing,
                 buffer,
                 promise,
             }));

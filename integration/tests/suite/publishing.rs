@@ -6,6 +6,7 @@ use integration::fixture::noise;
 use integration::store::Layout;
 use integration::tar::Member;
 use integration::{Engine, Fixture, Kind, Podman, Release};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -279,5 +280,51 @@ fn mount_shows_the_image_and_umount_takes_it_away() -> Result<()> {
         .sh(&format!("! touch {at}/layer2 2>/dev/null"))?;
     scene.store.ok(&["umount", &at])?;
     scene.machine.sh(&format!("test ! -e {at}/layer2"))?;
+    Ok(())
+}
+
+/// The tar-splits of published layers, by file name.
+fn tar_splits(scene: &Scene) -> Result<BTreeMap<String, Vec<u8>>> {
+    let view = scene.store.podman_store()?;
+    let seen = scene.machine.root().join(view.strip_prefix("/")?);
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(seen.join("overlay-layers"))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".tar-split.gz") {
+            found.insert(name, std::fs::read(entry.path())?);
+        }
+    }
+    ensure!(!found.is_empty(), "no tar-split in {}", seen.display());
+    Ok(found)
+}
+
+/// Content that is not what it was shows who reads it.
+#[test]
+fn publish_makes_tar_splits_without_reading_what_the_import_has_read() -> Result<()> {
+    let scene = Scene::new(Release::Host, Kind::Xfs, small)?;
+    let podman = scene.published(Layout::Mounted)?;
+    let made = tar_splits(&scene)?;
+    scene.store.ok(&["unpublish", IMAGE])?;
+
+    let is_file = |object: &&PathBuf| object.metadata().is_ok_and(|found| found.len() == 1000);
+    let objects = scene.store.objects()?;
+    let objects: Vec<_> = objects.iter().filter(is_file).collect();
+    assert_eq!(objects.len(), 4);
+    let contents: Vec<_> = objects.iter().map(std::fs::read).collect();
+    for object in &objects {
+        std::fs::write(object, [0; 1000])?;
+    }
+    scene.publish(Layout::Mounted, &podman)?;
+    assert_eq!(tar_splits(&scene)?, made);
+    scene.store.ok(&["unpublish", IMAGE])?;
+
+    // What the import has kept is of use, not needed.
+    for (object, content) in objects.iter().zip(contents) {
+        std::fs::write(object, content?)?;
+    }
+    std::fs::remove_dir_all(scene.store.repo().join("composefs-store/checksums"))?;
+    scene.publish(Layout::Mounted, &podman)?;
+    assert_eq!(tar_splits(&scene)?, made);
     Ok(())
 }

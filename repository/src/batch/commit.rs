@@ -12,11 +12,12 @@ use composefs_image::VerityDigest;
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Batch, CommitStats, Objects, State};
+use super::{Batch, CommitStats, Objects, StagedChecksums, State};
+use crate::checksums::CHECKSUMS;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::names::{Category, REFS, RefPath, object_target, ref_target};
-use crate::oci::NamesStream;
+use crate::oci::{DiffId, NamesStream};
 use crate::repo::{OBJECTS, Repository};
 use crate::verification::Verification;
 use failpoint::failpoint;
@@ -34,13 +35,18 @@ impl Batch<'_> {
         let root = self.repository.path();
 
         // 1. The content of the objects.
-        if state.objects.count > 0 {
+        let has_content = state.objects.count > 0 || !state.checksums.is_empty();
+        if has_content {
             failpoint("commit-staged");
             durable::sync_filesystem(&self.dir, root)?;
             failpoint("commit-content-synced");
             self.check_stop()?;
             // 2. Their names.
             self.name_objects(&state.objects)?;
+        }
+        for (layer, staged) in &state.checksums {
+            failpoint("commit-checksums");
+            self.name_checksums(layer, staged)?;
         }
         let mut marked = false;
         for (layer, verification) in &state.verifications {
@@ -55,7 +61,7 @@ impl Batch<'_> {
             }
         }
         // What other programs write to the filesystem meanwhile must not be waited for in vain.
-        if state.objects.count > 0 || marked || !self.is_in_place(&state) {
+        if has_content || marked || !self.is_in_place(&state) {
             // Also makes objects durable that another writer has only just stored.
             failpoint("commit-objects-named");
             durable::sync_filesystem(&self.dir, root)?;
@@ -234,6 +240,16 @@ impl Batch<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Gives checksums their name, in place of others. They tell themselves which splitstream they are about.
+    fn name_checksums(&self, layer: &DiffId, staged: &StagedChecksums) -> Result<()> {
+        let dir = CHECKSUMS.make(self.repository)?;
+        let name = layer.to_hex();
+        rustix::fs::renameat(&self.dir, staged.0.to_string(), dir, &name).map_err(Error::io(
+            "name",
+            CHECKSUMS.path(self.repository).join(name),
+        ))
     }
 
     fn link(

@@ -5,6 +5,7 @@
 //! long as the batch lives, which tells a live one from one that a crash left behind. The order of
 //! the durable steps is in the `commit` module; how one file is staged is in `staged`.
 
+mod checksums;
 mod commit;
 mod staged;
 
@@ -30,6 +31,7 @@ use crate::object::ReadObjects;
 use crate::oci::DiffId;
 use crate::repo::Repository;
 use crate::verification::Verification;
+pub use checksums::{ChecksumWriter, StagedChecksums};
 pub use staged::ObjectWriter;
 use staged::StagedFile;
 
@@ -113,6 +115,7 @@ struct State {
     images: BTreeSet<VerityDigest>,
     refs: BTreeMap<(Category, RefPath), String>,
     verifications: BTreeMap<DiffId, Verification>,
+    checksums: BTreeMap<DiffId, StagedChecksums>,
     stats: CommitStats,
 }
 
@@ -128,6 +131,7 @@ impl State {
             images: BTreeSet::new(),
             refs: BTreeMap::new(),
             verifications: BTreeMap::new(),
+            checksums: BTreeMap::new(),
             stats: CommitStats::default(),
         }
     }

@@ -171,6 +171,12 @@ impl<'b, 'r> StagedFile<'b, 'r> {
         }
     }
 
+    /// Keeps a complete file that is no object; its number is its name.
+    pub(super) fn keep(mut self) -> NonZeroU64 {
+        self.keep = true;
+        self.number
+    }
+
     fn file(&self) -> &File {
         self.file
             .as_ref()

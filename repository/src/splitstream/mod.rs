@@ -33,7 +33,7 @@ use crate::object::ReadObjects;
 
 pub use layout::{SNIFF_LENGTH, is_splitstream};
 pub use reader::{Piece, ReadAt, Reader, Refs};
-pub use writer::Writer;
+pub use writer::{Mention, Writer};
 
 /// The named references of a splitstream: name to stream or image object.
 pub type NamedRefs = BTreeMap<String, VerityDigest>;

@@ -17,6 +17,15 @@ use crate::names::NameError;
 /// What every splitstream is compressed with: zstd's default level.
 const LEVEL: i32 = 0;
 
+/// Whether a splitstream names an object for the first time: then it adds it to its object refs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mention {
+    /// It was not named before.
+    First,
+    /// It was.
+    Again,
+}
+
 /// Writes a splitstream into a [`Batch`]. The same pieces make the same bytes, wherever the inline ones
 /// are cut. Dropping it forgets the stream.
 pub struct Writer<'b, 'r> {
@@ -55,15 +64,15 @@ impl<'b, 'r> Writer<'b, 'r> {
 
     /// Appends the whole content of an object of `size` bytes, which is (or will be) stored in the same
     /// batch or repository.
-    pub fn external(&mut self, object: &VerityDigest, size: u64) -> Result<()> {
+    pub fn external(&mut self, object: &VerityDigest, size: u64) -> Result<Mention> {
         self.batch.repository().check_algorithm(object)?;
         self.flush_inline().map_err(failed)?;
-        let index = self.object_refs.index(object).map_err(failed)?;
+        let (index, mention) = self.object_refs.index(object).map_err(failed)?;
         self.stream
             .write_all(&index.to_le_bytes())
             .map_err(failed)?;
         self.total = self.total.saturating_add(size);
-        Ok(())
+        Ok(mention)
     }
 
     /// Adds a named reference to a stream or image, which keeps that alive. The order of the calls is
@@ -73,7 +82,7 @@ impl<'b, 'r> Writer<'b, 'r> {
         if name.contains('\0') {
             return Err(NameError::new("named reference", name, "it contains a NUL").into());
         }
-        let index = self.stream_refs.index(target).map_err(failed)?;
+        let (index, _) = self.stream_refs.index(target).map_err(failed)?;
         self.named.insert(name.to_owned(), index);
         Ok(())
     }
@@ -147,13 +156,13 @@ impl<'b, 'r> RefTable<'b, 'r> {
         }
     }
 
-    fn index(&mut self, digest: &VerityDigest) -> io::Result<u64> {
+    fn index(&mut self, digest: &VerityDigest) -> io::Result<(u64, Mention)> {
         let next = u32::try_from(self.indexes.len()).map_err(io::Error::other)?;
         match self.indexes.entry(self.batch.number_of(digest)) {
-            Entry::Occupied(entry) => Ok((*entry.get()).into()),
+            Entry::Occupied(entry) => Ok(((*entry.get()).into(), Mention::Again)),
             Entry::Vacant(entry) => {
                 self.digests.write_all(digest.as_bytes())?;
-                Ok((*entry.insert(next)).into())
+                Ok(((*entry.insert(next)).into(), Mention::First))
             }
         }
     }

@@ -78,6 +78,14 @@ pub(super) fn write_images(
 fn checksums(repository: &Repository, plan: &Plan) -> Result<Checksums> {
     let mut checksums = Checksums::new();
     for layer in plan.layers.iter().filter(|layer| !layer.has_record) {
+        if let Some(kept) = repository.layer_checksums(&layer.diff_id, &layer.stream)? {
+            for object in kept {
+                let (object, checksum) = object?;
+                checksums.insert(object, checksum);
+            }
+            continue;
+        }
+        // Somebody else stored the layer.
         let mut stream = LayerStream::open(repository, &layer.stream)?;
         let objects = objects_of(&mut stream)?;
         checksum(repository, &objects, &mut checksums)

@@ -21,7 +21,9 @@ fn store(batch: &Batch<'_>, members: &[New<'_>]) -> VerityDigest {
     for piece in split(&Tar::of(members).0, 512).unwrap().pieces {
         match piece {
             Piece::Inline(bytes) => writer.inline(&bytes).unwrap(),
-            Piece::External(digest) => writer.external(&digest, 0).unwrap(),
+            Piece::External(digest) => {
+                writer.external(&digest, 0).unwrap();
+            }
         }
     }
     writer.finish().unwrap().0
