@@ -31,7 +31,7 @@ Examples:
 
 Also here, and when called by their names: mkcomposefs, composefs-info, mount.composefs.
 
-Exit status: 0 done, 1 failed or (fsck, verify) findings, 2 wrong usage, 130 interrupted.";
+Exit status: 0 done, 1 failed or (fsck, verify, doctor) findings, 2 wrong usage, 130 interrupted.";
 
 /// Options that every command takes.
 #[derive(Debug, Args)]
@@ -127,6 +127,27 @@ Podman finds it once storage.conf names the store (composefs-store podman-store-
     Unpublish(Unpublish),
     /// Print the directory for `additionalimagestores` in storage.conf
     PodmanStorePath,
+    /// Print the lines of storage.conf with which podman finds the store, for this host and its podman
+    ///
+    /// What is configured already is kept in them. Where they belong is said on standard error.
+    #[command(after_help = "\
+Examples:
+  composefs-store podman-conf
+  composefs-store podman-conf --layout mounted
+  composefs-store podman-conf --verified                     a file that has changed cannot be read")]
+    PodmanConf(PodmanConf),
+    /// Say whether this host can use what is published, and if not, why not and what mends it
+    ///
+    /// Looks at kernel, filesystem, podman, storage.conf, the image stores in it, mounts, units, and all
+    /// that is published. The exit status is 1 if there are errors or warnings; notes do not count.
+    #[command(after_help = "\
+Examples:
+  composefs-store doctor
+  composefs-store doctor --user ann
+  composefs-store doctor --fix                     mend what is ours, and say what else is to be done
+
+docs/doctor.md lists what can be found.")]
+    Doctor(Doctor),
     /// Mount the read-only view for podman and every image published in the mounted layout
     ///
     /// What the systemd unit runs at boot, before any podman. Doing it again changes nothing.
@@ -342,6 +363,33 @@ pub(crate) struct Verify {
     /// What composefs-store-verify.service runs at boot.
     #[arg(long, required = true)]
     pub(crate) published: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PodmanConf {
+    /// How podman gets at images
+    #[arg(long, value_enum, default_value = "blob")]
+    pub(crate) layout: LayoutArg,
+    /// The storage.conf that podman uses now [default: as podman finds it]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) storage_conf: Option<PathBuf>,
+    /// Have the kernel compare the fs-verity digest of each file that is opened (layout blob; a repository
+    /// made without --insecure)
+    #[arg(long)]
+    pub(crate) verified: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Look at this user's storage.conf, too
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Vec<String>,
+    /// The storage.conf of root's podman [default: as podman finds it]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) storage_conf: Option<PathBuf>,
+    /// Mend what is wrong with files and mounts of ours, then look again
+    #[arg(long)]
+    pub(crate) fix: bool,
 }
 
 #[derive(Debug, Args)]

@@ -94,6 +94,8 @@ fn run(context: &Context, command: Command) -> anyhow::Result<Outcome> {
         Command::Publish(args) => commands::publish::publish(context, &args),
         Command::Unpublish(args) => commands::publish::unpublish(context, &args),
         Command::PodmanStorePath => commands::publish::podman_store_path(context),
+        Command::PodmanConf(args) => commands::doctor::podman_conf(context, &args),
+        Command::Doctor(args) => commands::doctor::doctor(context, &args),
         Command::ServeMounts(args) => commands::mount::serve_mounts(context, &args),
         Command::Mount(args) => commands::mount::mount(context, &args),
         Command::Umount(args) => commands::mount::umount(context, &args),

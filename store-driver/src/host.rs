@@ -3,8 +3,9 @@
 use containers_storage::StorageConf;
 
 use crate::{
-    Layout,
+    Enforcement, Layout,
     error::{Error, Result},
+    podman_conf::mountopt_line,
 };
 
 /// Checks podman's configuration against a layout.
@@ -34,7 +35,7 @@ pub fn check_host(conf: &StorageConf, layout: Layout) -> Result<()> {
     if overlay.naive_diff().is_none() {
         return Err(Error::NativeDiff {
             conf: conf.source.to_string(),
-            line: mountopt_line(&overlay.mountopt, &[METACOPY]),
+            line: mountopt_line(&overlay.mountopt, layout, Enforcement::WhereSecure),
         });
     }
     Ok(())
@@ -44,38 +45,14 @@ pub fn check_host(conf: &StorageConf, layout: Layout) -> Result<()> {
 /// [`Layout::Blob`] it mounts the image, and takes nothing but these options from us.
 pub fn check_verified_host(conf: &StorageConf, layout: Layout) -> Result<()> {
     let overlay = conf.overlay_options();
-    let has_option = || overlay.has_mount_option(VERITY);
+    let has_option = || overlay.has_mount_option("verity=require");
     if layout == Layout::Mounted || has_option() {
         return Ok(());
     }
     Err(Error::NoVerityOption {
         conf: conf.source.to_string(),
-        line: mountopt_line(&overlay.mountopt, &[METACOPY, VERITY]),
+        line: mountopt_line(&overlay.mountopt, layout, Enforcement::Required),
     })
-}
-
-const METACOPY: &str = "metacopy=on";
-const VERITY: &str = "verity=require";
-
-/// The `mountopt` line that has `wanted` and keeps the other options there are.
-fn mountopt_line(mountopt: &str, wanted: &[&str]) -> String {
-    let key = |option: &str| option.split('=').next().unwrap_or_default().to_owned();
-    let others: Vec<&str> = mountopt
-        .split(',')
-        .map(str::trim)
-        .filter(|option| {
-            !option.is_empty()
-                && key(option) != "redirect_dir"
-                && !wanted.iter().any(|wanted| key(wanted) == key(option))
-        })
-        .collect();
-    let mut options = if others.is_empty() {
-        vec!["nodev"]
-    } else {
-        others
-    };
-    options.extend(wanted);
-    format!("mountopt = \"{}\"", options.join(","))
 }
 
 #[cfg(test)]

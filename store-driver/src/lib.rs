@@ -36,6 +36,7 @@
 
 mod check;
 mod claims;
+pub mod doctor;
 mod error;
 mod host;
 mod in_use;
@@ -44,6 +45,7 @@ pub mod mount;
 mod mounted;
 mod names;
 mod paths;
+mod podman_conf;
 mod publish;
 mod published;
 mod serve;
@@ -63,10 +65,11 @@ pub use layout::{Layout, ParseLayoutError};
 pub use mounted::MountUse;
 pub use names::podman_name;
 pub use paths::StorePaths;
+pub use podman_conf::{Place, PodmanConf, podman_conf};
 pub use publish::{LayerOutcome, Note, PublishOptions, PublishReport, PublishedLayer, publish};
 pub use published::{PublishedImage, find_published, published, refresh_names};
 pub use serve::{ServeReport, mount_image, serve_mounts, unmount_all};
 pub use tar_split::TarSplitError;
 pub use unpublish::{KeptLayer, UnpublishReport, UnusedLayers, remove_unused_layers, unpublish};
 pub use verify::{Enforcement, Unsound, VerifiedImage, VerifyReport, verify_published};
-pub use view::ViewState;
+pub use view::{ViewMount, ViewState};

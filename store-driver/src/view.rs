@@ -60,13 +60,19 @@ pub(crate) fn unmount_view(paths: &StorePaths) -> Result<()> {
     }
 }
 
-enum ViewMount {
+/// What is mounted where the view belongs.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ViewMount {
+    /// Nothing: the skeleton shows, if it was made.
     None,
+    /// The view.
     Ours,
+    /// This.
     Other(String),
 }
 
-fn view_mount(paths: &StorePaths) -> Result<ViewMount> {
+pub(crate) fn view_mount(paths: &StorePaths) -> Result<ViewMount> {
     let view = paths.view();
     let table = MountTable::read()?;
     let Some(mount) = table.top_at(&view) else {

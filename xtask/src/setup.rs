@@ -37,6 +37,7 @@ const FOR_TESTS: &[&str] = &[
     "erofs-utils",
     "openssl",
     "strace",
+    "systemd",
 ];
 
 /// A Debian in a root directory of its own.

@@ -3,6 +3,7 @@
 pub(crate) mod artifacts;
 pub(crate) mod boot;
 pub(crate) mod df;
+pub(crate) mod doctor;
 pub(crate) mod fsck;
 pub(crate) mod gc;
 pub(crate) mod images;

@@ -47,10 +47,7 @@ pub(crate) fn publish_one(
 ) -> anyhow::Result<PublishReport> {
     let conf = podman_conf(args.storage_conf.as_deref())?;
     let options = PublishOptions {
-        layout: match args.layout {
-            LayoutArg::Blob => Layout::Blob,
-            LayoutArg::Mounted => Layout::Mounted,
-        },
+        layout: layout(args.layout),
         conf: &conf,
         enforcement: if args.verified {
             Enforcement::Required
@@ -61,15 +58,28 @@ pub(crate) fn publish_one(
     Ok(store_driver::publish(repository, image, &options)?)
 }
 
+pub(crate) fn layout(word: LayoutArg) -> Layout {
+    match word {
+        LayoutArg::Blob => Layout::Blob,
+        LayoutArg::Mounted => Layout::Mounted,
+    }
+}
+
 /// The configuration of the podman that will use the store.
 pub(crate) fn podman_conf(file: Option<&Path>) -> anyhow::Result<StorageConf> {
+    StorageConf::discover(&podman_environment(file))
+        .context("cannot read podman's storage configuration")
+}
+
+/// The environment of the podman that will use the store.
+pub(crate) fn podman_environment(file: Option<&Path>) -> Environment {
     let mut environment = Environment::current();
     if let Some(file) = file {
         environment
             .variables
             .insert("CONTAINERS_STORAGE_CONF".into(), file.into());
     }
-    StorageConf::discover(&environment).context("cannot read podman's storage configuration")
+    environment
 }
 
 /// What was published.

@@ -25,6 +25,24 @@ impl Environment {
         Self::of(uid, std::env::vars_os().collect())
     }
 
+    /// That of a user of this machine who has just logged in, as far as their home directory goes; `None`
+    /// if the system knows no user of that name.
+    pub fn of_user(name: &str) -> std::io::Result<Option<Self>> {
+        // Users need not be in /etc/passwd.
+        let output = std::process::Command::new("getent")
+            .args(["--", "passwd", name])
+            .output()?;
+        let line = String::from_utf8_lossy(&output.stdout);
+        let fields: Vec<&str> = line.trim_end().split(':').collect();
+        let [_, _, uid, _, _, home, ..] = fields.as_slice() else {
+            return Ok(None);
+        };
+        Ok(uid.parse().ok().map(|uid| Self {
+            uid,
+            variables: [("HOME".into(), home.into())].into(),
+        }))
+    }
+
     fn of(uid: u32, variables: BTreeMap<OsString, OsString>) -> Self {
         let mut environment = Self { uid, variables };
         if environment.non_empty(CONFIGURED).is_some()

@@ -32,6 +32,8 @@ pub(super) struct OptionsTable {
     /// Older places of the options of the `overlay` table.
     pub(super) mountopt: String,
     pub(super) mount_program: String,
+    pub(super) size: String,
+    pub(super) ignore_chown_errors: Switch,
     pub(super) overlay: OverlayTable,
 }
 
@@ -42,6 +44,8 @@ pub(super) struct OverlayTable {
     pub(super) mount_program: String,
     pub(super) use_composefs: Switch,
     pub(super) force_mask: String,
+    pub(super) size: String,
+    pub(super) ignore_chown_errors: Switch,
 }
 
 /// A boolean that podman writes as a string.

@@ -21,6 +21,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde::Serialize;
+
 pub use environment::Environment;
 use file::ConfFile;
 
@@ -59,7 +61,8 @@ pub enum ConfError {
 }
 
 /// Where a configuration is from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ConfSource {
     /// This file.
     File(PathBuf),
@@ -89,7 +92,8 @@ impl std::fmt::Display for ConfSource {
 }
 
 /// By which rules podman finds its configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ConfRules {
     /// One file, as up to podman 5.
     SingleFile,
@@ -99,7 +103,7 @@ pub enum ConfRules {
 
 impl ConfRules {
     /// The rules of the podman that prints `version` when it is asked for it. Without one, the newest.
-    fn of_version(version: &str) -> Self {
+    pub fn of_version(version: &str) -> Self {
         let number = version.split_whitespace().last().unwrap_or_default();
         match number.split('.').next().unwrap_or_default().parse::<u32>() {
             Ok(major) if major < 6 => Self::SingleFile,
@@ -116,7 +120,7 @@ impl ConfRules {
 }
 
 /// Where a user's store is and how it is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StorageConf {
     /// Where the values are from.
     pub source: ConfSource,
@@ -138,7 +142,7 @@ pub struct StorageConf {
 }
 
 /// Options of the overlay driver that decide how layers look on disk and how they are compared.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct OverlayOptions {
     /// Mount options, separated by commas.
     pub mountopt: String,
@@ -148,6 +152,10 @@ pub struct OverlayOptions {
     pub use_composefs: bool,
     /// All files get this mode; the real one is in an xattr.
     pub force_mask: Option<String>,
+    /// Quota of a container's own layer.
+    pub size: Option<String>,
+    /// Files keep the owner that they are written with, if it cannot be changed.
+    pub ignore_chown_errors: bool,
 }
 
 /// Why podman compares two mounted trees instead of reading the upper directory, so that `build` and
@@ -196,16 +204,21 @@ impl OverlayOptions {
             .fold(key.as_str(), |key, prefix| {
                 key.strip_prefix(prefix).unwrap_or(key)
             });
+        let parse_switch = |key| {
+            file::parse_bool(value).ok_or_else(|| ConfError::Value {
+                origin: origin.clone(),
+                key,
+                value: value.to_owned(),
+            })
+        };
         match key {
             "mountopt" => value.clone_into(&mut self.mountopt),
             "mount_program" => self.mount_program = non_empty(value).map(PathBuf::from),
             "force_mask" => self.force_mask = non_empty(value).map(str::to_owned),
-            "use_composefs" => {
-                self.use_composefs = file::parse_bool(value).ok_or_else(|| ConfError::Value {
-                    origin: origin.clone(),
-                    key: "use_composefs",
-                    value: value.to_owned(),
-                })?;
+            "size" => self.size = non_empty(value).map(str::to_owned),
+            "use_composefs" => self.use_composefs = parse_switch("use_composefs")?,
+            "ignore_chown_errors" => {
+                self.ignore_chown_errors = parse_switch("ignore_chown_errors")?;
             }
             "imagestore" | "additionalimagestore" => {
                 if let Some(value) = non_empty(value) {
@@ -238,9 +251,8 @@ fn absolute(origin: &ConfSource, key: &'static str, value: &str) -> Result<PathB
 impl StorageConf {
     /// The configuration that podman would use in `environment`.
     pub fn discover(environment: &Environment) -> Result<Self, ConfError> {
-        let root = Path::new("/");
         let [single, drop_ins] = [ConfRules::SingleFile, ConfRules::DropIns]
-            .map(|rules| Self::discover_below(root, environment, rules));
+            .map(|rules| Self::discover_by(environment, rules));
         if let (Ok(single), Ok(drop_ins)) = (&single, &drop_ins)
             && single.is_same_store(drop_ins)
         {
@@ -250,6 +262,11 @@ impl StorageConf {
             ConfRules::SingleFile => single,
             ConfRules::DropIns => drop_ins,
         }
+    }
+
+    /// The configuration that a podman with these rules uses in `environment`.
+    pub fn discover_by(environment: &Environment, rules: ConfRules) -> Result<Self, ConfError> {
+        Self::discover_below(Path::new("/"), environment, rules)
     }
 
     /// Whether two configurations say the same, from wherever they are.
@@ -453,16 +470,19 @@ impl StorageConf {
             ))
             .map(PathBuf::from);
             overlay.force_mask = non_empty(&options.overlay.force_mask).map(str::to_owned);
-            overlay.use_composefs =
-                options
-                    .overlay
-                    .use_composefs
-                    .value()
-                    .map_err(|value| ConfError::Value {
-                        origin: source.clone(),
-                        key: "use_composefs",
-                        value: value.to_owned(),
-                    })?;
+            overlay.size =
+                non_empty(&first(&options.overlay.size, &options.size)).map(str::to_owned);
+            let switch = |key, switch: &file::Switch| {
+                switch.value().map_err(|value| ConfError::Value {
+                    origin: source.clone(),
+                    key,
+                    value: value.to_owned(),
+                })
+            };
+            overlay.use_composefs = switch("use_composefs", &options.overlay.use_composefs)?;
+            overlay.ignore_chown_errors =
+                switch("ignore_chown_errors", &options.overlay.ignore_chown_errors)?
+                    || switch("ignore_chown_errors", &options.ignore_chown_errors)?;
         }
 
         Ok(Self {

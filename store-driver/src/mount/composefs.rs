@@ -199,6 +199,12 @@ impl<'a> Composefs<'a> {
         })
     }
 
+    /// Whether an overlay fits on this composefs if its image is mounted from the file. Needs an object
+    /// directory.
+    pub(crate) fn leaves_room_on_file(&self) -> Result<bool, MountError> {
+        self.file_backed_leaves_room(read_header(self.image, &self.source)?)
+    }
+
     fn mount_image(
         &self,
         header: ImageHeader,

@@ -144,7 +144,7 @@ const PODMAN_ROOT_MODE: u32 = 0o555;
 
 /// Mode and owner of the objects' directory become those of containers' `/` in the layout `blob`, so
 /// they have to be the usual ones.
-pub(super) fn check_objects_directory(paths: &StorePaths) -> Result<u32> {
+pub(crate) fn check_objects_directory(paths: &StorePaths) -> Result<u32> {
     let path = paths.objects();
     let metadata = fs::metadata(&path).map_err(Error::io("look at", &path))?;
     let (mode, uid, gid) = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());

@@ -9,6 +9,7 @@ mod plan;
 mod report;
 mod stage;
 
+pub(crate) use images::check_objects_directory;
 pub(crate) use stage::link_or_copy;
 
 use std::time::SystemTime;
@@ -18,12 +19,7 @@ use repository::{Repository, Tag, failpoint, oci};
 
 pub use report::{LayerOutcome, Note, PublishReport, PublishedLayer};
 
-use self::{
-    images::{check_objects_directory, write_images},
-    plan::Plan,
-    report::configuration_note,
-    stage::add_layers,
-};
+use self::{images::write_images, plan::Plan, report::configuration_note, stage::add_layers};
 use crate::{
     Enforcement, Layout,
     check::blob_of,

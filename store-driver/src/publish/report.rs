@@ -8,7 +8,11 @@ use std::{
 use containers_storage::{ImageId, LayerId, StorageConf};
 use serde::Serialize;
 
-use crate::{Layout, view::ViewState};
+use crate::{
+    Layout,
+    podman_conf::{names_store, stores_line},
+    view::ViewState,
+};
 
 /// What became of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -107,20 +111,11 @@ pub struct PublishReport {
 
 /// The note that podman's configuration does not name the view, with the line that does.
 pub(super) fn configuration_note(conf: &StorageConf, view: &Path) -> Option<Note> {
-    let is_view = |path: &PathBuf| {
-        path == view || path.canonicalize().is_ok_and(|canonical| canonical == view)
-    };
-    if conf.additional_image_stores.iter().any(is_view) {
+    if names_store(conf, view) {
         return None;
     }
-    let mut stores: Vec<String> = conf
-        .additional_image_stores
-        .iter()
-        .map(|path| format!("{:?}", path.display().to_string()))
-        .collect();
-    stores.push(format!("{:?}", view.display().to_string()));
     Some(Note::NotConfigured {
         conf: conf.source.to_string(),
-        line: format!("additionalimagestores = [{}]", stores.join(", ")),
+        line: stores_line(conf, view),
     })
 }
