@@ -124,6 +124,13 @@ Podman finds it once storage.conf names the store (composefs-store podman-store-
   additionalimagestores = [ \"/var/lib/composefs-store/composefs-store/podman\" ]")]
     Publish(Publish),
     /// Stop showing an image to podman
+    ///
+    /// Refuses if something is built on the image or runs from it. podman commands that run may have found
+    /// the image already: its layers wait for them, up to ten seconds.
+    #[command(after_help = "\
+Examples:
+  composefs-store unpublish localhost/app:1
+  composefs-store unpublish --when-unused localhost/app:1")]
     Unpublish(Unpublish),
     /// Print the directory for `additionalimagestores` in storage.conf
     PodmanStorePath,
@@ -397,6 +404,9 @@ pub(crate) struct Unpublish {
     /// The images: tags, manifest digests, image IDs or unique prefixes
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<String>,
+    /// Hide an image now even if it is in use; gc removes its layers when the last user is gone
+    #[arg(long)]
+    pub(crate) when_unused: bool,
     #[command(flatten)]
     pub(crate) host: HostArgs,
 }

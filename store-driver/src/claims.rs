@@ -13,6 +13,7 @@ use repository::{RefPath, Repository};
 
 use crate::{
     error::Result,
+    hidden::is_hidden,
     in_use::{Consumers, Stores, User},
     layout::Layout,
     mounted::{AllMounts, MountUse},
@@ -76,7 +77,9 @@ pub fn claims(repository: &Repository, stores: &Stores) -> Result<Claims> {
         });
     };
     let records = own.root().layer_records()?;
-    let images = own.root().image_records()?;
+    let mut images = own.root().image_records()?;
+    // Their containers claim what they need.
+    images.retain(|record| !is_hidden(record));
     let parked = own.removed()?;
     let mut consumers = Consumers::read(&paths)?;
     consumers.add(stores);

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 
 use containers_storage::{ImageId, LayerId};
 
-use crate::{Layout, mount::MountError};
+use crate::{Layout, User, mount::MountError};
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -193,6 +193,18 @@ pub enum Error {
         /// What was asked for.
         image: String,
     },
+    /// Something is built on an image, or runs from it.
+    #[error(
+        "image {image} is in use: {}; remove that first, or hide the image now with `unpublish --when-unused`: \
+         gc then removes its layers when the last of it is gone",
+        list(users)
+    )]
+    InUse {
+        /// The image.
+        image: ImageId,
+        /// Who uses its layers.
+        users: Vec<User>,
+    },
     /// A record of our own store without what belongs to it.
     #[error("{}: {problem}", store.display())]
     Damaged {
@@ -234,6 +246,11 @@ fn count(layers: usize) -> String {
         1 => "1 layer".to_owned(),
         _ => format!("{layers} layers"),
     }
+}
+
+fn list(users: &[User]) -> String {
+    let users: Vec<String> = users.iter().map(ToString::to_string).collect();
+    users.join("; ")
 }
 
 /// Each layer with its images, its error and what caused that.

@@ -16,7 +16,11 @@
 //!         ──▶ layers, under the write lock of layers.lock         directory and record together
 //!         ──▶ the image, under the write lock of images.lock      podman lists it
 //!
-//! unpublish ──▶ the image's record ──▶ layers that nothing uses ──▶ mounts ──▶ refs
+//! unpublish ──▶ the image's names                       engines that run may have looked it up:
+//!           ──▶ they have ended, or ten seconds         what they made of it is recorded by then
+//!           ──▶ the image's record, without containers  engines that run may be listing it:
+//!           ──▶ they have ended, or ten seconds
+//!           ──▶ its big data, and layers that nothing uses ──▶ mounts ──▶ refs
 //! ```
 //!
 //! A crash anywhere leaves garbage that the next call of [`publish`], [`unpublish`] or [`serve_mounts`]
@@ -37,7 +41,9 @@
 mod check;
 mod claims;
 pub mod doctor;
+mod engines;
 mod error;
+mod hidden;
 mod host;
 mod in_use;
 mod layout;
@@ -70,6 +76,8 @@ pub use publish::{LayerOutcome, Note, PublishOptions, PublishReport, PublishedLa
 pub use published::{PublishedImage, find_published, published, refresh_names};
 pub use serve::{ServeReport, mount_image, serve_mounts, unmount_all};
 pub use tar_split::TarSplitError;
-pub use unpublish::{KeptLayer, UnpublishReport, UnusedLayers, remove_unused_layers, unpublish};
+pub use unpublish::{
+    KeptLayer, UnpublishReport, UnusedLayers, WhileInUse, remove_unused_layers, unpublish,
+};
 pub use verify::{Enforcement, Unsound, VerifiedImage, VerifyReport, verify_published};
 pub use view::{ViewMount, ViewState};

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::{
     Layout,
     error::{Error, Result},
+    hidden::is_hidden,
     names::podman_name,
     paths::StorePaths,
     store::{Store, image_of, open_existing},
@@ -54,7 +55,8 @@ pub fn published(repository: &Repository) -> Result<Vec<PublishedImage>> {
     let Some(own) = open_existing(&paths)? else {
         return Ok(Vec::new());
     };
-    let images = own.root().image_records()?;
+    let mut images = own.root().image_records()?;
+    images.retain(|record| !is_hidden(record));
     let layers = own.root().layer_records()?;
     let parents: BTreeMap<&LayerId, Option<&LayerId>> = layers
         .iter()
@@ -133,8 +135,9 @@ pub fn find_published(repository: &Repository, text: &str) -> Result<PublishedIm
     }
 }
 
-/// Gives every published image the names of its tags as they are now. To be called after tags changed;
-/// does nothing if there is no store. Returns the images whose names changed.
+/// Gives every published image the names of its tags as they are now; a name whose tag has moved to an image
+/// that is not published stays where it is. To be called after tags changed; does nothing if there is no
+/// store. Returns the images whose names changed.
 pub fn refresh_names(repository: &Repository) -> Result<Vec<ImageId>> {
     let paths = StorePaths::of(repository);
     if open_existing(&paths)?.is_none() {
@@ -142,7 +145,7 @@ pub fn refresh_names(repository: &Repository) -> Result<Vec<ImageId>> {
     }
     let mut store = Store::open(repository)?;
     let records = store.own.root().image_records()?;
-    let wanted = wanted_names(repository, &records)?;
+    let wanted = wanted_names(repository, &records, None)?;
     if records
         .iter()
         .all(|record| names_in(&wanted, record) == record.names)
@@ -160,12 +163,17 @@ pub fn refresh_names(repository: &Repository) -> Result<Vec<ImageId>> {
 pub(crate) type WantedNames = BTreeMap<ImageId, BTreeSet<String>>;
 
 /// The names that the repository's tags give. A name that two tags with different images would get (`app`
-/// and `localhost/app:latest`) goes to the tag that is the name itself. `published` saves opening images
+/// and `localhost/app:latest`) goes to the tag that is the name itself. `records` save opening images
 /// that are known, and keeps the names of one whose manifest cannot be read any more.
+///
+/// A name never goes from podman because its tag has moved: it stays with the image that has it until the
+/// tag's new image is published, or is `new`.
 pub(crate) fn wanted_names(
     repository: &Repository,
-    published: &[ImageRecord],
+    records: &[ImageRecord],
+    new: Option<&ImageId>,
 ) -> Result<WantedNames> {
+    let published = || records.iter().filter(|record| !is_hidden(record));
     let mut owners: BTreeMap<String, oci::ManifestDigest> = BTreeMap::new();
     for (tag, manifest) in oci::tags(repository)? {
         let Some(name) = podman_name(tag.as_str()) else {
@@ -176,8 +184,7 @@ pub(crate) fn wanted_names(
             owners.insert(name, manifest);
         }
     }
-    let mut ids: BTreeMap<oci::ManifestDigest, Option<ImageId>> = published
-        .iter()
+    let mut ids: BTreeMap<oci::ManifestDigest, Option<ImageId>> = published()
         .filter_map(|record| {
             let manifest = record.digest.as_ref()?.as_str().parse().ok()?;
             Some((manifest, Some(record.id.clone())))
@@ -194,7 +201,14 @@ pub(crate) fn wanted_names(
                     None
                 }
             });
-        if let Some(id) = id {
+        let is_shown = |id: &ImageId| new == Some(id) || published().any(|record| record.id == *id);
+        let holder = match id {
+            Some(id) if is_shown(id) => Some(&*id),
+            _ => published()
+                .find(|record| record.names.contains(&name))
+                .map(|record| &record.id),
+        };
+        if let Some(id) = holder {
             wanted.entry(id.clone()).or_default().insert(name);
         }
     }
@@ -212,6 +226,9 @@ pub(crate) fn image_id(image: &oci::Image) -> ImageId {
 }
 
 pub(crate) fn names_in(wanted: &WantedNames, record: &ImageRecord) -> Vec<String> {
+    if is_hidden(record) {
+        return Vec::new();
+    }
     wanted
         .get(&record.id)
         .map(|names| names.iter().cloned().collect())

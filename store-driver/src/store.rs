@@ -107,6 +107,9 @@ impl Store {
             }
             layers.commit()?;
         }
+        if !self.own.withdrawn()?.is_empty() {
+            self.own.images()?.commit()?;
+        }
         self.settle_removed(repository)
     }
 

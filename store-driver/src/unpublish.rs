@@ -1,20 +1,29 @@
 //! Taking an image away from podman, and the layers that nobody needs any more.
 //!
-//! In the order of "additional image stores", deleting: the image's record goes first, so that no new
-//! container can be made of it; then, under the write lock of the layers, which keeps containers and
-//! child layers from being created, podman's stores are searched for users and what is free is moved
-//! away. Once more without the lock, and only then are files, mounts and refs removed. What is in use
-//! stays, and goes with a later call.
+//! In the order of "additional image stores", deleting: first the image loses its names, so that no new
+//! container is made of it. An engine that is running may have looked it up and not yet made its container,
+//! and nothing in any store says so: we wait until the engines that run have ended, or for [`PATIENCE`]. If
+//! it has containers by then, its record stays for them ([`hide`]). Else the record goes, and after
+//! another wait, for those that are listing it, what belongs to it. Then, under the write lock of the
+//! layers, which keeps containers and child layers from being created, podman's stores are searched for
+//! users and what is free is moved away. Once more without the lock, and only then are files, mounts and
+//! refs removed. What is in use stays, and goes with a later call.
 
-use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
-use containers_storage::{ImageId, Interrupt, LayerId, LayerRecord, LinkId, own_store::OwnStore};
+use containers_storage::{
+    ImageId, ImageRecord, Interrupt, LayerId, LayerRecord, LinkId, own_store::OwnStore,
+};
 use repository::{Category, RefPath, Repository, failpoint};
 use serde::Serialize;
 
 use crate::{
+    engines::Engines,
     error::{Error, Result},
+    hidden::{hide, is_hidden},
     in_use::{Stores, User},
     paths::StorePaths,
     serve::LayerMounts,
@@ -33,7 +42,7 @@ pub struct KeptLayer {
 /// What [`unpublish`] did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct UnpublishReport {
-    /// The image, which podman does not list any more.
+    /// The image, which podman does not find by any name any more.
     pub image: ImageId,
     /// Layers that are gone.
     pub removed: Vec<LayerId>,
@@ -41,28 +50,127 @@ pub struct UnpublishReport {
     pub kept: Vec<KeptLayer>,
 }
 
+/// What becomes of an image that something is built on, or runs from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhileInUse {
+    /// Nothing: [`Error::InUse`].
+    Refuse,
+    /// It has no names any more; [`remove_unused_layers`] removes its layers when nobody uses them.
+    Hide,
+}
+
+/// How long engines that run may take to do what they looked an image up for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Stops showing an image to podman. `stores` are searched for users beside those seen before.
 pub fn unpublish(
     repository: &Repository,
     image: &ImageId,
+    in_use: WhileInUse,
     stores: &Stores,
 ) -> Result<UnpublishReport> {
     let mut store = Store::open(repository)?;
     store.consumers.note(stores)?;
+    if in_use == WhileInUse::Refuse {
+        let users = users_of_image(repository, &store, image)?;
+        if !users.is_empty() {
+            return Err(Error::InUse {
+                image: image.clone(),
+                users,
+            });
+        }
+    }
     let mut images = store.own.images()?;
-    if images.remove(image).is_none() {
-        return Err(Error::NotPublished {
-            image: image.to_string(),
-        });
+    match images.get_mut(image) {
+        Some(record) if !is_hidden(record) => hide(record),
+        _ => {
+            return Err(Error::NotPublished {
+                image: image.to_string(),
+            });
+        }
     }
     images.commit()?;
-    failpoint("unpublish-image-removed");
-    let unused = sweep(repository, &mut store)?;
+    failpoint("unpublish-image-hidden");
+    wait_for_engines(PATIENCE)?;
+    let unused = sweep(repository, &mut store, PATIENCE)?;
     Ok(UnpublishReport {
         image: image.clone(),
         removed: unused.removed,
         kept: unused.kept,
     })
+}
+
+/// Gives engines that run the time to do what they looked an image up for.
+fn wait_for_engines(patience: Duration) -> Result<()> {
+    let running = Engines::running()?.wait(patience)?;
+    if running > 0 {
+        tracing::info!("{running} engines go on running; they are not waited for any longer");
+    }
+    Ok(())
+}
+
+/// Takes the records of hidden images away that have no containers.
+fn forget_hidden(repository: &Repository, store: &mut Store, patience: Duration) -> Result<()> {
+    let mut hidden = store.own.root().image_records()?;
+    hidden.retain(is_hidden);
+    if hidden.is_empty() {
+        return Ok(());
+    }
+    let mut asked = Vec::new();
+    for layer in hidden.iter().filter_map(|record| record.layer.as_ref()) {
+        asked.push((layer.clone(), link_of(&store.paths, layer)?));
+    }
+    let users = store.consumers.users_of(repository, &asked);
+    let needs_image =
+        |user: &User| matches!(user, User::Container { .. } | User::Unreadable { .. });
+    hidden.retain(|record| {
+        let layer = record.layer.as_ref();
+        !layer.is_some_and(|layer| users.of(layer).iter().any(needs_image))
+    });
+    if hidden.is_empty() {
+        return Ok(());
+    }
+    let mut images = store.own.images()?;
+    for record in &hidden {
+        images.remove(&record.id);
+    }
+    // An engine that has read the list reads the images one by one after it.
+    images.commit_unmarked()?;
+    failpoint("unpublish-image-dropped");
+    wait_for_engines(patience)?;
+    store.own.images()?.commit()?;
+    failpoint("unpublish-image-removed");
+    Ok(())
+}
+
+/// Who uses the layers that an image has and no other published image.
+fn users_of_image(repository: &Repository, store: &Store, image: &ImageId) -> Result<Vec<User>> {
+    let records = store.own.root().image_records()?;
+    let (own, mut others): (Vec<_>, Vec<_>) =
+        records.iter().partition(|record| record.id == *image);
+    others.retain(|record| !is_hidden(record));
+    let layers = store.own.root().layer_records()?;
+    let below = |images: &[&ImageRecord]| {
+        with_ancestors(&layers, |id| {
+            images.iter().any(|image| image.layer.as_ref() == Some(id))
+        })
+    };
+    let needed = below(&others);
+    let mut asked = Vec::new();
+    for layer in below(&own) {
+        if !needed.contains(&layer) {
+            let link = link_of(&store.paths, &layer)?;
+            asked.push((layer, link));
+        }
+    }
+    let users = store.consumers.users_of(repository, &asked);
+    let mut found: Vec<User> = asked
+        .iter()
+        .flat_map(|(layer, _)| users.of(layer).iter().cloned())
+        .collect();
+    found.sort_by_cached_key(ToString::to_string);
+    found.dedup();
+    Ok(found)
 }
 
 /// Layers that no published image has.
@@ -92,7 +200,8 @@ pub fn remove_unused_layers(
         let interrupt = Interrupt::when(move || Instant::now() >= end);
         let mut store = Store::open_unless(repository, interrupt)?;
         store.consumers.note(stores)?;
-        sweep(repository, &mut store)
+        // The rest is for the locks.
+        sweep(repository, &mut store, patience / 2)
     };
     match sweep() {
         Err(Error::Storage(containers_storage::Error::Interrupted { .. })) => Ok(None),
@@ -100,14 +209,19 @@ pub fn remove_unused_layers(
     }
 }
 
-/// The layers that published images need, and the records of all others.
-fn split(own: &OwnStore) -> Result<(HashSet<LayerId>, Vec<LayerRecord>)> {
-    let images = own.root().image_records()?.into_iter();
-    let tops: HashSet<LayerId> = images.filter_map(|record| record.layer).collect();
+/// The records of layers that no published image needs, and those of them that hidden images need.
+fn candidates(own: &OwnStore) -> Result<(Vec<LayerRecord>, HashSet<LayerId>)> {
+    let images = own.root().image_records()?;
+    let (hidden, published): (Vec<_>, Vec<_>) = images.iter().partition(|image| is_hidden(image));
     let mut records = own.root().layer_records()?;
-    let needed = with_ancestors(&records, |id| tops.contains(id));
+    let below = |images: &[&ImageRecord]| {
+        with_ancestors(&records, |id| {
+            images.iter().any(|image| image.layer.as_ref() == Some(id))
+        })
+    };
+    let (needed, hidden) = (below(&published), below(&hidden));
     records.retain(|record| !needed.contains(&record.id));
-    Ok((needed, records))
+    Ok((records, hidden))
 }
 
 /// The refs of published layers other than `layers`.
@@ -118,8 +232,9 @@ fn refs_of_others(repository: &Repository, layers: &HashSet<LayerId>) -> Result<
     Ok(refs)
 }
 
-fn sweep(repository: &Repository, store: &mut Store) -> Result<UnusedLayers> {
-    let (_, candidates) = split(&store.own)?;
+fn sweep(repository: &Repository, store: &mut Store, patience: Duration) -> Result<UnusedLayers> {
+    forget_hidden(repository, store, patience)?;
+    let (candidates, hidden) = candidates(&store.own)?;
     if candidates.is_empty() {
         clear_up(repository, store)?;
         return Ok(UnusedLayers::default());
@@ -135,7 +250,7 @@ fn sweep(repository: &Repository, store: &mut Store) -> Result<UnusedLayers> {
     let free: Vec<LayerId> = candidates
         .iter()
         .map(|record| record.id.clone())
-        .filter(|id| !used.contains(id))
+        .filter(|id| !used.contains(id) && !hidden.contains(id))
         .collect();
     for layer in &free {
         transaction.remove(layer);

@@ -64,6 +64,9 @@ enum Command {
     /// The collections and checks that are measured, in their namespaces.
     #[command(name = bench::GC_STAGE, hide = true)]
     BenchGcStage,
+    /// The containers that are measured, in their namespaces.
+    #[command(name = bench::RUN_STAGE, hide = true)]
+    BenchRunStage { rounds: usize },
     /// The demo, in its namespaces.
     #[command(name = demo::STAGE, hide = true)]
     DemoStage { image: Option<String> },
@@ -86,6 +89,7 @@ fn main() -> Result<ExitCode> {
         Command::BenchStage { command } => bench::stage(&command),
         Command::BenchImportStage { rounds } => bench::import_stage(rounds),
         Command::BenchGcStage => bench::gc_stage(),
+        Command::BenchRunStage { rounds } => bench::run_stage(rounds),
         Command::Setup => setup::for_tests().map(|()| ExitCode::SUCCESS),
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::Vm { filter } => vm::run(filter.as_deref()),

@@ -94,11 +94,11 @@ pub(crate) fn for_demo() -> Result<()> {
     packages(FOR_DEMO)
 }
 
-/// Installs what the benchmarks of imports need.
+/// Installs what the benchmarks of imports and containers need.
 pub(crate) fn for_bench() -> Result<()> {
     for_tests()?;
     let _lock = cache_lock("setup")?;
-    packages(&["strace"])
+    packages(&["strace", "util-linux-extra"])
 }
 
 /// Installs what the tests need.

@@ -9,7 +9,7 @@ use repository::{Repository, oci};
 use serde::Serialize;
 use store_driver::{
     Enforcement, KeptLayer, Layout, PublishOptions, PublishReport, StorePaths, UnpublishReport,
-    find_published,
+    WhileInUse, find_published,
 };
 
 use super::Context;
@@ -112,11 +112,16 @@ pub(crate) fn tell(report: &PublishReport, channel: &Channel) {
 pub(crate) fn unpublish(context: &Context, args: &Unpublish) -> anyhow::Result<Outcome> {
     let repository = repo::open(&context.repo)?;
     let stores = stores(&args.host)?;
+    let in_use = if args.when_unused {
+        WhileInUse::Hide
+    } else {
+        WhileInUse::Refuse
+    };
     let mut reports = Vec::new();
     for name in &args.images {
         let image = find_published(&repository, name)?;
         reports.push(
-            store_driver::unpublish(&repository, &image.id, &stores)
+            store_driver::unpublish(&repository, &image.id, in_use, &stores)
                 .with_context(|| format!("cannot unpublish {name}"))?,
         );
     }

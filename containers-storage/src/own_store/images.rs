@@ -1,6 +1,6 @@
 //! Adding and removing images of a store of our own.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use super::{NewRecords, big_data_file_name, check_images, files};
@@ -8,7 +8,7 @@ use crate::digest::{ConfigDigest, Digest};
 use crate::error::Error;
 use crate::ids::ImageId;
 use crate::lock::{Interrupt, WriteLock};
-use crate::read::read_records;
+use crate::read::{io_error, read_records};
 use crate::records::ImageRecord;
 use crate::storage::StoreRoot;
 
@@ -28,7 +28,6 @@ pub struct ImagesTxn<'a> {
     lock: WriteLock,
     records: Vec<ImageRecord>,
     data: Vec<(ImageId, Vec<BigData>)>,
-    removed: BTreeSet<ImageId>,
 }
 
 impl<'a> ImagesTxn<'a> {
@@ -43,7 +42,6 @@ impl<'a> ImagesTxn<'a> {
             lock,
             records,
             data: Vec::new(),
-            removed: BTreeSet::new(),
         })
     }
 
@@ -74,7 +72,6 @@ impl<'a> ImagesTxn<'a> {
             .iter()
             .map(|item| (item.key.clone(), sha256(&item.bytes)))
             .collect();
-        self.removed.remove(&record.id);
         self.data.retain(|(id, _)| *id != record.id);
         self.data.push((record.id.clone(), data));
         match self.get_mut(&record.id) {
@@ -86,22 +83,38 @@ impl<'a> ImagesTxn<'a> {
     /// Removes an image and returns its record.
     pub fn remove(&mut self, id: &ImageId) -> Option<ImageRecord> {
         let index = self.records.iter().position(|record| record.id == *id)?;
-        self.removed.insert(id.clone());
         self.data.retain(|(added, _)| added != id);
         Some(self.records.remove(index))
     }
 
     /// Makes the change. Nothing is changed if the records would not be valid. Durable when this returns.
     pub fn commit(self) -> Result<(), Error> {
+        self.write()?.publish(&self.lock)?;
+        // Only now does no list that an engine goes by have these.
+        for id in withdrawn(self.root)? {
+            files::remove_dir_all(&data_dir(self.root, &id))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the change for engines that read the records for the first time. An engine reads them again
+    /// when the last-write mark was renewed, and only then: one that is running keeps the list it has, and
+    /// finds the big data of every image in it, until the next [`Self::commit`], which may be without a
+    /// change. Durable when this returns.
+    pub fn commit_unmarked(self) -> Result<(), Error> {
+        self.write()?.publish_unmarked()
+    }
+
+    /// Writes big data, and the records beside their place.
+    fn write(&self) -> Result<NewRecords, Error> {
         let path = self.root.images_dir().join("images.json");
         check_images(&self.records).map_err(|problem| Error::InvalidRecords {
             path: path.clone(),
             problem,
         })?;
         let new = NewRecords::write(&path, &self.records)?;
-
         for (id, data) in &self.data {
-            let dir = self.data_dir(id);
+            let dir = data_dir(self.root, id);
             files::make_dir(&dir)?;
             for item in data {
                 files::replace_file(&dir.join(big_data_file_name(&item.key)), &item.bytes)?;
@@ -109,17 +122,26 @@ impl<'a> ImagesTxn<'a> {
             files::sync_dir(&dir)?;
         }
         files::sync_dir(&self.root.images_dir())?;
-        new.publish(&self.lock)?;
-        // Only now does no record name these files.
-        for id in &self.removed {
-            files::remove_dir_all(&self.data_dir(id))?;
-        }
-        Ok(())
+        Ok(new)
     }
+}
 
-    fn data_dir(&self, id: &ImageId) -> PathBuf {
-        self.root.images_dir().join(id.as_str())
+fn data_dir(root: &StoreRoot, id: &ImageId) -> PathBuf {
+    root.images_dir().join(id.as_str())
+}
+
+/// The images that have big data and no record.
+pub(super) fn withdrawn(root: &StoreRoot) -> Result<Vec<ImageId>, Error> {
+    let dir = root.images_dir();
+    let records: Vec<ImageRecord> = read_records(&dir.join("images.json"))?;
+    let recorded: HashSet<&ImageId> = records.iter().map(|record| &record.id).collect();
+    let mut found = Vec::new();
+    for entry in dir.read_dir().map_err(io_error(&dir))? {
+        let name = entry.map_err(io_error(&dir))?.file_name();
+        let id = name.to_str().and_then(|name| name.parse::<ImageId>().ok());
+        found.extend(id.filter(|id| id.is_canonical() && !recorded.contains(id)));
     }
+    Ok(found)
 }
 
 fn sha256(bytes: &[u8]) -> Digest {

@@ -9,7 +9,7 @@
 //!
 //! ```text
 //! store.layers()  →  LayersTxn: add · remove · restore · repair  →  commit
-//! store.images()  →  ImagesTxn: put · remove · get_mut           →  commit
+//! store.images()  →  ImagesTxn: put · remove · get_mut           →  commit · commit_unmarked
 //! ```
 //!
 //! Never used on a store that belongs to an engine.
@@ -25,6 +25,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::error::Error;
+use crate::ids::ImageId;
 use crate::lock::Interrupt;
 use crate::records::{ImageRecord, LayerRecord};
 use crate::storage::{RootKind, StoreRoot};
@@ -134,6 +135,12 @@ impl OwnStore {
     /// Waits for the write lock of the images and begins a change.
     pub fn images(&mut self) -> Result<ImagesTxn<'_>, Error> {
         ImagesTxn::begin(&self.root, &self.interrupt)
+    }
+
+    /// The images that engines which are running may still have in their lists: those that
+    /// [`ImagesTxn::commit_unmarked`] removed since the last [`ImagesTxn::commit`].
+    pub fn withdrawn(&self) -> Result<Vec<ImageId>, Error> {
+        images::withdrawn(&self.root)
     }
 
     /// The layers that were removed and not yet purged.

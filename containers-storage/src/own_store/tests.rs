@@ -385,6 +385,56 @@ fn an_image_appears_with_its_big_data_and_goes_with_it() {
 }
 
 #[test]
+fn an_image_that_is_withdrawn_stays_for_engines_that_have_it_in_their_list() {
+    let mut fixture = fixture();
+    let (gone, data) = image("gone");
+    let (kept, kept_data) = image("kept");
+    let (id, kept_id) = (gone.id.clone(), kept.id.clone());
+    let mut txn = fixture.store.images().unwrap();
+    txn.put(gone, data.clone());
+    txn.put(kept, kept_data);
+    txn.commit().unwrap();
+    let lock = fixture.path("overlay-images/images.lock");
+    let changed = |mark| {
+        ReadLock::acquire(&lock)
+            .unwrap()
+            .changed_since(&mark)
+            .unwrap()
+    };
+    let mark = || ReadLock::acquire(&lock).unwrap().last_write().unwrap();
+    let before = mark();
+
+    let mut txn = fixture.store.images().unwrap();
+    txn.remove(&id).unwrap();
+    txn.commit_unmarked().unwrap();
+    let records = fixture.store.root().image_records().unwrap();
+    assert_eq!(
+        records.iter().map(|r| &r.id).collect::<Vec<_>>(),
+        [&kept_id]
+    );
+    assert!(!changed(before), "a list that was read stays in force");
+    for item in &data {
+        let name = big_data_file_name(&item.key);
+        assert!(
+            fixture
+                .path(&format!("overlay-images/{id}/{name}"))
+                .exists()
+        );
+    }
+    assert_eq!(
+        fixture.store.withdrawn().unwrap(),
+        std::slice::from_ref(&id)
+    );
+
+    let before = mark();
+    fixture.store.images().unwrap().commit().unwrap();
+    assert!(changed(before));
+    assert!(!fixture.path(&format!("overlay-images/{id}")).exists());
+    assert!(fixture.path(&format!("overlay-images/{kept_id}")).exists());
+    assert_eq!(fixture.store.withdrawn().unwrap(), []);
+}
+
+#[test]
 fn a_name_that_two_images_have_is_refused() {
     let mut fixture = fixture();
     let (one, data_one) = image("one");

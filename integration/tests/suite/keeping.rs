@@ -59,11 +59,18 @@ fn a_container_keeps_what_it_reads(release: Release, layout: Layout) -> Result<(
         "600",
     ])?;
     ensure!(kinds(&scene)?.contains(&"podman".into()));
-    scene.store.ok(&["unpublish", IMAGE])?;
+    scene.store.ok(&["unpublish", "--when-unused", IMAGE])?;
     scene.store.ok(&["untag", IMAGE])?;
     gc_for(&scene, &podman)?;
     scene.store.ok(&["fsck"])?;
-    assert_eq!(podman.ok(&["images", "--quiet"])?.text(), "");
+    // It stays for its container, without a name.
+    let names = podman.ok(&["images", "--noheading", "--format", "{{.Repository}}"])?;
+    assert_eq!(names.text(), "<none>");
+    podman
+        .finish(&["run", "--rm", "--pull", "never", IMAGE, "true"])?
+        .refused()?;
+    podman.ok(&["commit", "--quiet", "running", "localhost/committed"])?;
+    podman.ok(&["rmi", "localhost/committed"])?;
     // Objects are opened when a file is, so every file must still be there.
     let read = "for file in /layer*; do cat \"$file\" >/tmp/read || exit 1; done";
     podman.ok(&["exec", "running", "/bin/sh", "-euc", read])?;
@@ -76,6 +83,7 @@ fn a_container_keeps_what_it_reads(release: Release, layout: Layout) -> Result<(
     }
     assert_eq!(scene.store.objects()?, [] as [PathBuf; 0]);
     assert_eq!(kinds(&scene)?, [] as [String; 0]);
+    assert_eq!(podman.ok(&["images", "--quiet"])?.text(), "");
     scene.store.ok(&["fsck"])?;
     Ok(())
 }

@@ -24,6 +24,7 @@ use crate::{
     Enforcement, Layout,
     check::blob_of,
     error::{Error, Result},
+    hidden::is_hidden,
     host::{check_host, check_verified_host},
     mount::Stacking,
     names::podman_name,
@@ -158,12 +159,13 @@ fn add_image(
     let manifest = image.manifest().digest();
     let config = image.config().digest();
     let present = store.own.root().image_records()?;
-    let wanted = wanted_names(repository, &present)?;
+    let wanted = wanted_names(repository, &present, Some(&id))?;
     let same = present.iter().find(|record| record.id == id);
     // A promise is kept until the image is unpublished.
     let verified = plan.enforcement == Enforcement::Required || same.is_some_and(is_promised);
     let is_present = |record: &ImageRecord| {
         record.id == id
+            && !is_hidden(record)
             && is_promised(record) == verified
             && record
                 .digest

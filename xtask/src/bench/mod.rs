@@ -9,6 +9,7 @@ mod import;
 mod input;
 mod measure;
 mod report;
+mod run;
 
 use crate::scratch::Scratch;
 use crate::setup;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 pub(crate) use gc::{STAGE as GC_STAGE, stage as gc_stage};
 pub(crate) use import::{STAGE as IMPORT_STAGE, stage as import_stage};
 pub(crate) use measure::STAGE;
+pub(crate) use run::{STAGE as RUN_STAGE, stage as run_stage};
 
 /// What to measure.
 #[derive(Subcommand)]
@@ -34,6 +36,12 @@ pub(crate) enum Subject {
     },
     /// Collections and checks of repositories, against cfsctl.
     Gc,
+    /// Containers from our store, against podman's own.
+    Run {
+        /// How often each case runs, if not 15 times.
+        #[arg(long)]
+        rounds: Option<usize>,
+    },
 }
 
 /// Measures, prints the result and puts it into `docs/benchmarks.md`.
@@ -49,6 +57,7 @@ pub(crate) fn run(subject: &Subject) -> Result<ExitCode> {
         }
         Subject::Import { rounds } => import::run(*rounds),
         Subject::Gc => gc::run(),
+        Subject::Run { rounds } => run::run(*rounds),
     }
 }
 
