@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use composefs_image::{Algorithm, Format, VerityDigest, WriteError};
+use rustix::io::Errno;
 
 use crate::meta::{Formats, MetaError, Security};
 use crate::names::NameError;
@@ -170,12 +171,38 @@ impl Error {
         action: &'static str,
         path: impl AsRef<Path>,
     ) -> impl FnOnce(E) -> Self {
-        move |source| Self::Io {
-            action,
-            path: path.as_ref().to_owned(),
-            source: source.into(),
+        move |source| {
+            let path = path.as_ref().to_owned();
+            Self::Io {
+                action,
+                source: with_remedy(&path, source.into()),
+                path,
+            }
         }
     }
+}
+
+/// If a filesystem is full: which one, and of what. The system says the same for space and for inodes.
+fn with_remedy(path: &Path, error: io::Error) -> io::Error {
+    let full = error.raw_os_error() == Some(Errno::NOSPC.raw_os_error());
+    let mut places = path.ancestors().filter(|dir| full && dir.is_absolute());
+    let place = places.find_map(|dir| Some((dir, rustix::fs::statvfs(dir).ok()?)));
+    let Some((dir, stat)) = place else {
+        return error;
+    };
+    let (lacking, other) = if stat.f_files > 0 && stat.f_favail == 0 {
+        ("inodes", "one with more inodes")
+    } else {
+        ("space", "a larger one")
+    };
+    let dir = dir.display();
+    io::Error::new(
+        io::ErrorKind::StorageFull,
+        format!(
+            "{error}: the filesystem of {dir} has no {lacking} left; `composefs-store gc` removes what no \
+             tag needs, and else the repository needs {other}"
+        ),
+    )
 }
 
 /// What is wrong with an object.
