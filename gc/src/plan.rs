@@ -171,6 +171,8 @@ pub enum RemoveReason {
     BeyondLast,
     /// It is a tag older than what is to be kept.
     TooOld,
+    /// It keeps what refers to an image or index that is not in the repository.
+    SubjectGone,
     /// It is the staging directory or lease of a process that is gone.
     Abandoned,
 }

@@ -1,6 +1,6 @@
 //! Roots: what is kept for its own sake, who keeps it, why, and what makes it impossible to tell.
 //!
-//! Every ref of the repository is a root. What else keeps things, a booted host or podman's containers,
+//! Every ref of the repository is a root, but that of an artifact whose subject is gone. What else keeps things, a booted host or podman's containers,
 //! the caller knows ([`crate::Host`]), and hands over as the same plain values.
 
 use std::collections::{BTreeMap, HashMap};
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use composefs_image::{Algorithm, VerityDigest};
 use repository::list::{Foreign, Oddity, Ref, StagingDir, StagingOwner};
-use repository::{Category, RefPath, Repository, StreamName, Tag};
+use repository::{Category, RefPath, Repository, StreamName, Tag, oci};
 use serde::{Serialize, Serializer};
 
 use crate::error::Result;
@@ -309,11 +309,16 @@ pub(crate) fn find(
     for root in known.roots {
         finder.add(root);
     }
-    let given_up: HashMap<RefId, RemoveReason> = known
+    let mut given_up: HashMap<RefId, RemoveReason> = known
         .given_up
         .into_iter()
         .map(|item| (item.id, item.reason))
         .collect();
+    for id in finder.targets.keys() {
+        if id.category == Category::Streams && oci::is_orphaned_referrer(repository, &id.path)? {
+            given_up.insert(id.clone(), RemoveReason::SubjectGone);
+        }
+    }
     let others: Vec<_> = finder
         .targets
         .keys()

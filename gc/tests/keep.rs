@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use common::*;
 use gc::{Decision, Lease, OwnerKind, Plan, RemoveReason, Swept};
-use repository::oci::{ManifestDigest, NamesStream as _};
+use repository::oci::{self, ManifestDigest, NamesStream as _};
 use repository::{Category, Repository, Wait};
 
 fn plan(repository: &Repository) -> Plan {
@@ -216,5 +216,38 @@ fn a_plan_writes_nothing_and_is_what_is_done_then() {
         .sum();
     assert_eq!(swept.object_bytes, bytes);
     assert_eq!(swept.objects, planned.objects.removed().count() as u64);
+    assert_clean(&repository);
+}
+
+#[test]
+fn what_refers_to_an_image_stays_as_long_as_the_image() {
+    let directory = Directory::new();
+    let mut repository = directory.open();
+    let [subject, artifact, other] =
+        ["subject", "artifact", "other"].map(|file| store_untagged(&repository, file));
+    let batch = repository.batch().unwrap();
+    oci::add_referrer(&batch, &subject, &artifact).unwrap();
+    // What refers to it may have something that refers to it in turn.
+    oci::add_referrer(&batch, &artifact, &other).unwrap();
+    batch.commit().unwrap();
+    gc::pin(&repository, &subject, "in use").unwrap();
+    let files = |repository: &Repository| {
+        ["subject", "artifact", "other"].map(|file| has_file(repository, file))
+    };
+    collect(&mut repository);
+    assert_eq!(files(&repository), [true; 3]);
+
+    gc::unpin(&repository, &subject).unwrap();
+    let (plan, _) = collect(&mut repository);
+    assert_eq!(plan.roots.len(), 2);
+    assert_eq!(files(&repository), [false, true, true]);
+    let (plan, swept) = collect(&mut repository);
+    let removed = plan.refs.iter().filter(|item| item.decision.is_removal());
+    let reasons: Vec<_> = removed.map(|item| item.decision).collect();
+    assert_eq!(reasons, [Decision::Remove(RemoveReason::SubjectGone)]);
+    assert_eq!(swept.refs, 1);
+    assert_eq!(files(&repository), [false, false, true]);
+    collect(&mut repository);
+    assert_eq!(objects(&repository), [].into());
     assert_clean(&repository);
 }

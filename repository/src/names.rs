@@ -135,6 +135,18 @@ impl RefPath {
         )
     }
 
+    /// What the artifact of this ref below `streams/refs/` refers to, as text; `None` if it is another kind of
+    /// ref.
+    pub(crate) fn referrers_subject(&self) -> Option<String> {
+        let mut components = self.components();
+        if components.next()? != REFERRER_REFS {
+            return None;
+        }
+        let subject = decode_component(components.next()?.to_str()?);
+        components.next()?;
+        components.next().is_none().then_some(subject)
+    }
+
     /// The tag that this ref below `streams/refs/` is; `None` if it is another kind of ref.
     pub fn tag(&self) -> Option<Tag> {
         let mut components = self.components();

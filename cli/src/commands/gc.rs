@@ -225,6 +225,7 @@ fn words(reason: RemoveReason) -> &'static str {
         RemoveReason::Abandoned => "its process is gone",
         RemoveReason::Unpublished => "no published image has it and nobody uses it",
         RemoveReason::NotDeployed => "no deployment needs it",
+        RemoveReason::SubjectGone => "what it refers to is gone",
         RemoveReason::BeyondLast => "newer tags are kept",
         RemoveReason::TooOld => "it is older than what is kept",
     }

@@ -2,7 +2,8 @@
 //!
 //! As composefs-rs stores them: manifest and config are documents like those of an image, each layer is
 //! one blob, a stream of one object under `oci-layer-<blob digest>`, and a ref
-//! `oci-referrers/<subject>/<artifact>` keeps what refers to an image, whether the image stays or not.
+//! `oci-referrers/<subject>/<artifact>` keeps what refers to an image. As in composefs-rs, such a ref is to go
+//! when its subject has gone ([`is_orphaned_referrer`], `cleanup_dangling_referrers` there).
 //! Two things differ. A blob of a tar's media type is kept as it came, and as `oci-blob-<digest>`, so
 //! that no image takes it for the layer of the same name; composefs-rs takes it apart, and fails where
 //! it is none. And a config that several artifacts share (the empty one) does not stand in their way.
@@ -175,6 +176,22 @@ pub fn add_referrer(
         name.as_str(),
     );
     Ok(())
+}
+
+/// Whether a ref below `streams/refs/` keeps an artifact that refers to an image or index which is not in
+/// the repository: what [`add_referrer`] kept has lost its purpose then. A ref of any other kind, or one
+/// that cannot be understood, does not.
+pub fn is_orphaned_referrer(repository: &Repository, path: &RefPath) -> crate::Result<bool> {
+    let Some(subject) = path
+        .referrers_subject()
+        .and_then(|subject| subject.parse::<ManifestDigest>().ok())
+    else {
+        return Ok(false);
+    };
+    // An index is kept as a blob.
+    let index = BlobDigest::from_bytes(*subject.as_bytes());
+    Ok(repository.stream(&subject.stream_name())?.is_none()
+        && repository.stream(&index.stream_name())?.is_none())
 }
 
 /// The artifacts that refer to an image, sorted.

@@ -18,7 +18,8 @@ mod stream;
 mod tests;
 
 pub use artifact::{
-    Artifact, add_referrer, artifact_stream, referrers, store_artifact, store_blob,
+    Artifact, add_referrer, artifact_stream, is_orphaned_referrer, referrers, store_artifact,
+    store_blob,
 };
 pub use digest::{BlobDigest, ConfigDigest, DiffId, DigestError, ManifestDigest, NamesStream};
 pub use document::{

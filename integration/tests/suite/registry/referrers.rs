@@ -118,6 +118,35 @@ fn what_refers_to_an_image_is_stored_as_composefs_rs_stores_it() -> Result<()> {
         let pull = ["pull", "--tls-verify=false", "--with-referrers", &image];
         ok(&mut scene.command_on(&pulled, &pull)?)?;
         assert_eq!(names(repo)?, names(&pulled)?);
+
+        // They go with the image; a tag keeps one.
+        let [kept, _] = &signatures;
+        let kept = kept["digest"].as_str().context("digest")?;
+        let by_digest = format!("docker://{}", scene.registry.image(&format!("app@{kept}")));
+        scene.json(&[
+            "import",
+            "--tls-verify=false",
+            "--tag",
+            "signature",
+            &by_digest,
+        ])?;
+        scene.store.ok(&["untag", &image])?;
+        scene.store.ok(&["gc"])?;
+        let second = scene.store.ok(&["gc"])?;
+        ensure!(
+            !dir.exists() || std::fs::read_dir(&dir)?.next().is_none(),
+            "{second}"
+        );
+        let left = names(repo)?;
+        let manifests = left
+            .keys()
+            .filter(|name| name.display().to_string().contains("manifest"));
+        assert_eq!(manifests.count(), 1, "{left:#?}");
+        scene.store.ok(&["fsck"])?;
+        cfsctl_ok(repo, &["oci", "fsck"])?;
+        scene.store.ok(&["untag", "signature"])?;
+        scene.store.ok(&["gc"])?;
+        assert_eq!(scene.store.objects()?, Vec::<PathBuf>::new());
     }
     Ok(())
 }
