@@ -164,11 +164,22 @@ pub enum LayerError {
     Compression(&'static str),
     /// More comes out of the image's blobs than is allowed.
     #[error(
-        "the layers have more than {limit} bytes when they are uncompressed; --max-size allows more"
+        "{}the layers have more than {limit} bytes when they are uncompressed; --max-size allows more",
+        entry.as_ref().map(|name| format!("file {name}: ")).unwrap_or_default()
     )]
     TooLarge {
+        /// The member at which they had; `None` before the first one.
+        entry: Option<EntryName>,
         /// How many bytes are allowed for all layers together.
         limit: u64,
+    },
+    /// More members than a layer may have: each needs memory.
+    #[error("file {entry}: the layer has more than {limit} members")]
+    TooManyMembers {
+        /// The first one that is too much.
+        entry: EntryName,
+        /// How many there may be.
+        limit: u32,
     },
     /// What the tar-split or the blob holds is no tar that can be imported.
     #[error("it holds no valid tar")]

@@ -334,7 +334,9 @@ fn layers_that_become_larger_than_allowed_are_refused() {
         assert!(blob.len() < 1 << 20);
         let image = image(vec![Layer::of(&tar, blob)]);
         let error = repo::refused(&image, allowed(tar.len() as u64 - 1));
-        assert!(matches!(error, LayerError::TooLarge { limit } if limit == tar.len() as u64 - 1));
+        assert!(
+            matches!(error, LayerError::TooLarge { limit, .. } if limit == tar.len() as u64 - 1)
+        );
         Repo::new()
             .import_with(&image, allowed(tar.len() as u64))
             .unwrap();
@@ -354,4 +356,15 @@ fn the_limit_is_one_for_all_layers_together() {
     };
     let error = repo::refused(&image(layers), options);
     assert!(matches!(error, LayerError::TooLarge { .. }), "{error:?}");
+}
+
+#[test]
+fn a_layer_of_more_members_than_memory_is_meant_for_is_refused() {
+    // An empty file again and again: a few bytes for a thousand of them.
+    let member = LayerData::new(&[file("f", "")]).tar[..512].to_vec();
+    let some = gzip(&member.repeat(1 << 12));
+    let blob = some.repeat((4 << 20 >> 12) + 1);
+    let error = refused(Layer::of(b"never reached", blob));
+    let limit = 4 << 20;
+    assert!(matches!(error, LayerError::TooManyMembers { limit: found, .. } if found == limit));
 }

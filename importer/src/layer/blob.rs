@@ -52,8 +52,10 @@ fn read_tar(tar: &mut impl Read, layer: &mut Layer<'_>) -> Result<(), LayerError
             Ok(count) => {
                 let budget = layer.context.budget;
                 if !budget.take(count as u64) {
-                    let limit = budget.limit();
-                    return Err(LayerError::TooLarge { limit });
+                    return Err(LayerError::TooLarge {
+                        entry: layer.splitter.member().map(|_| layer.member_name()),
+                        limit: budget.limit(),
+                    });
                 }
                 layer.tar(&chunk[..count])?;
             }

@@ -43,6 +43,8 @@ const SEGMENTS_MAX: usize = 1 << 20;
 /// Payload in bytes of a member that is no regular file but has content, of which there are none in
 /// practice. It would have to be kept in memory.
 const OTHER_MAX: u64 = 1 << 20;
+/// Members of a layer: as many as a tar-split may have files. The tree that is made of them is in memory.
+const MEMBERS_MAX: u32 = 4 << 20;
 /// Bytes between two progress events.
 const ADVANCE: u64 = 4 << 20;
 
@@ -87,6 +89,7 @@ struct Layer<'a> {
     queue: &'a Queue<Job>,
     // The front end: what the tar said.
     splitter: TarSplitter,
+    members: u32,
     due: Due,
     /// A buffer that is being filled with content that came with the tar itself.
     filling: Option<Buffer>,
@@ -222,6 +225,7 @@ impl<'a> Layer<'a> {
             context,
             queue,
             splitter: TarSplitter::new(),
+            members: 0,
             due: Due::Nothing,
             filling: None,
             free: (0..context.buffers).map(|_| Buffer::new()).collect(),
@@ -355,6 +359,13 @@ impl<'a> Layer<'a> {
         let Some(member) = self.splitter.member() else {
             return Ok(());
         };
+        self.members += 1;
+        if self.members > MEMBERS_MAX {
+            return Err(LayerError::TooManyMembers {
+                entry: self.member_name(),
+                limit: MEMBERS_MAX,
+            });
+        }
         let size = member.size;
         let refuse = |problem| {
             let name = EntryName::from(member.path.clone());

@@ -111,15 +111,33 @@ fn plain(path: &Path, file: File, options: &SourceOptions) -> Result<File, Sourc
             compression,
         },
     })?;
+    uncompress(path, &mut content, options, |bytes| {
+        io::Write::write_all(&mut copy, bytes).map_err(&unwritable)
+    })?;
+    copy.rewind().map_err(&unwritable)?;
+    Ok(copy)
+}
+
+/// Reads what comes out of something compressed, until it is too much or nobody wants it any more; its size
+/// in bytes.
+pub(super) fn uncompress(
+    path: &Path,
+    content: &mut impl Read,
+    options: &SourceOptions,
+    mut take: impl FnMut(&[u8]) -> Result<(), SourceError>,
+) -> Result<u64, SourceError> {
     let limit = options.max_size.unwrap_or(u64::MAX);
     let mut size = 0_u64;
     let mut chunk = vec![0; 64 * 1024];
     loop {
+        if options.cancel.is_cancelled() {
+            return Err(SourceError::Cancelled);
+        }
         let count = match content.read(&mut chunk) {
-            Ok(0) => break,
+            Ok(0) => return Ok(size),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(unreadable(error)),
+            Err(error) => return Err(SourceError::io(path)(error)),
         };
         size += count as u64;
         if size > limit {
@@ -128,10 +146,8 @@ fn plain(path: &Path, file: File, options: &SourceOptions) -> Result<File, Sourc
                 limit,
             });
         }
-        io::Write::write_all(&mut copy, &chunk[..count]).map_err(&unwritable)?;
+        take(&chunk[..count])?;
     }
-    copy.rewind().map_err(&unwritable)?;
-    Ok(copy)
 }
 
 /// Reads the headers of a tar.

@@ -10,13 +10,13 @@
 //! once more. Archives of Docker before 1.10, which have `repositories` and no `manifest.json`, are refused
 //! as by podman.
 
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use repository::oci::{BlobDigest, Config, DiffId, LayerDescriptor};
 use serde::{Deserialize, Serialize};
 
-use super::archive::{Archive, Duplicates};
+use super::archive::{Archive, Duplicates, uncompress};
 use super::files::Files;
 use super::names::completed;
 use super::section::Section;
@@ -204,19 +204,14 @@ fn find_layer(files: &Files, name: &str, options: &SourceOptions) -> Result<Foun
             size,
         });
     }
-    let limit = options.max_size.unwrap_or(u64::MAX);
-    let tar = Uncompressed::open(section.reader()).map_err(|error| match error {
+    let mut tar = Uncompressed::open(section.reader()).map_err(|error| match error {
         OpenError::Read(error) => unreadable(error),
         OpenError::Unsupported(compression) => SourceError::Compression {
             path: path.clone(),
             compression,
         },
     })?;
-    let size =
-        io::copy(&mut tar.take(limit.saturating_add(1)), &mut io::sink()).map_err(&unreadable)?;
-    if size > limit {
-        return Err(SourceError::TooLarge { path, limit });
-    }
+    let size = uncompress(&path, &mut tar, options, |_| Ok(()))?;
     Ok(Found {
         section,
         compressed: true,
