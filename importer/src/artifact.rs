@@ -51,6 +51,16 @@ pub fn import_artifact(
     keep: &Keep,
     cancel: &Cancel,
 ) -> Result<ArtifactReport, ImportError> {
+    let imported = import(repository, artifact, keep, cancel);
+    cancel.explain(imported, || ImportError::Cancelled)
+}
+
+fn import(
+    repository: &Repository,
+    artifact: &SourceArtifact<'_>,
+    keep: &Keep,
+    cancel: &Cancel,
+) -> Result<ArtifactReport, ImportError> {
     let unusable = |source| ImportError::Document {
         image: artifact.name.clone(),
         source,

@@ -28,6 +28,22 @@ impl Cancel {
         Arc::clone(&self.0)
     }
 
+    /// The result, but an error after the flag was set is `cancelled`: whoever gave up because of the flag
+    /// may have said so in other words.
+    pub(crate) fn explain<T, E>(
+        &self,
+        result: Result<T, E>,
+        cancelled: impl FnOnce() -> E,
+    ) -> Result<T, E> {
+        result.map_err(|error| {
+            if self.is_cancelled() {
+                cancelled()
+            } else {
+                error
+            }
+        })
+    }
+
     /// Whether the flag is set.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)

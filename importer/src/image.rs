@@ -107,14 +107,8 @@ pub fn import_image(
     options: &ImportOptions,
     progress: &dyn Progress,
 ) -> Result<ImportReport, ImportError> {
-    // Whoever gave up because of the flag may have said so in other words.
-    import(repository, image, options, progress).map_err(|error| {
-        if options.cancel.is_cancelled() {
-            ImportError::Cancelled
-        } else {
-            error
-        }
-    })
+    let imported = import(repository, image, options, progress);
+    options.cancel.explain(imported, || ImportError::Cancelled)
 }
 
 fn import(

@@ -267,6 +267,15 @@ fn an_index_is_resolved_by_platform_also_within_an_index() {
     let by_digest = format!("oci:{}@{}", directory.display(), digest_of(&outer));
     let image = open_with(&by_digest, &platform("linux/amd64")).unwrap();
     assert_eq!(manifest_of(&image), digest_of(&amd));
+
+    // In the repository the image is found by both of them.
+    let repo = Repo::new();
+    repo.import(&image).unwrap();
+    for index in [&outer, &inner] {
+        let index = digest_of(index).to_string();
+        let found = repository::oci::find(&repo.repository, &index).unwrap();
+        assert_eq!(found.manifest().digest(), digest_of(&amd));
+    }
 }
 
 #[test]
@@ -320,6 +329,32 @@ fn documents_that_were_altered_are_refused() {
             SourceError::Altered { .. } | SourceError::Image { .. }
         );
         assert!(expected, "{name}: {error:?}");
+    }
+}
+
+#[test]
+fn documents_that_do_not_parse_are_named_by_kind_and_digest() {
+    let bad = "{\"schemaVersion\": 2, \"layers\": 7}";
+    let digest = BlobDigest::of(bad.as_bytes());
+    let config_type = "application/vnd.oci.image.config.v1+json";
+    for (kind, media_type) in [
+        ("config", config_type),
+        ("manifest", MANIFEST),
+        ("index", INDEX),
+    ] {
+        let at = tempfile::tempdir().unwrap();
+        let mut files = Files::default();
+        let mut described = files.blob(media_type, bad);
+        if kind == "config" {
+            let manifest = json!({
+                "schemaVersion": 2, "mediaType": MANIFEST, "config": described, "layers": [],
+            });
+            described = files.blob(MANIFEST, manifest.to_string());
+        }
+        files.index(&[described]);
+        let error = open(&format!("oci:{}", files.directory(at.path()).display())).unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("{kind} {digest} in /")), "{text}");
     }
 }
 

@@ -4,6 +4,7 @@ use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 use repository::oci::{Artifact, ManifestDigest};
 
 use super::files::{Content, Files, Naming};
+use super::layout::Layout;
 use super::{Blob, SourceError, SourceOptions};
 
 /// Documents that are looked at for a subject, at most.
@@ -30,8 +31,8 @@ pub(super) fn in_layout(
     descriptor: &Descriptor,
 ) -> Result<SourceArtifact<'static>, SourceError> {
     let manifest = content.described(descriptor)?;
-    let artifact =
-        Artifact::parse(manifest).map_err(|error| content.files.unusable(name)(error))?;
+    let document = format!("manifest {}", descriptor.digest());
+    let artifact = Artifact::parse(manifest).map_err(content.files.unusable(&document))?;
     let file = |digest: &repository::oci::BlobDigest| Naming::Oci.blob(&digest.to_hex());
     let config = content.files.document(&file(&artifact.config().digest))?;
     let blobs = artifact
@@ -57,14 +58,7 @@ pub(super) fn referrers_in_layout(
     subject: &ManifestDigest,
     options: &SourceOptions,
 ) -> Result<Vec<SourceArtifact<'static>>, SourceError> {
-    let content = Content {
-        files,
-        naming: Naming::Oci,
-        options,
-    };
-    let index = content.files.document("index.json")?;
-    let index = ImageIndex::from_reader(&index[..])
-        .map_err(|error| content.files.unusable("index.json")(error.into()))?;
+    let Layout { content, index } = Layout::open(files, options)?;
     let mut candidates: Vec<Descriptor> = index.manifests().clone();
     let mut found: Vec<SourceArtifact<'static>> = Vec::new();
     let mut seen = std::collections::HashSet::new();

@@ -178,19 +178,21 @@ impl Content<'_> {
                 let text = format!("more than {NESTING_MAX} indexes within each other");
                 return Err(self.files.unusable(name)(DocumentError::Mismatch(text)));
             }
+            let document = format!("index {}", ManifestDigest::of(&bytes));
             let index = ImageIndex::from_reader(&bytes[..])
-                .map_err(|error| self.files.unusable(name)(error.into()))?;
+                .map_err(|error| self.files.unusable(&document)(error.into()))?;
             let chosen = self.choose(name, index.manifests())?;
             indexes.push(bytes);
             bytes = self.described(chosen)?;
             media_type = chosen.media_type().clone();
         }
-        let unusable = |error| self.files.unusable(name)(error);
-        let manifest = Manifest::parse(bytes).map_err(unusable)?;
+        let document = format!("manifest {}", ManifestDigest::of(&bytes));
+        let manifest = Manifest::parse(bytes).map_err(self.files.unusable(&document))?;
         let config = self
             .files
             .document(&self.naming.blob(&manifest.config().to_hex()))?;
-        let config = Config::parse(config).map_err(unusable)?;
+        let document = format!("config {}", manifest.config());
+        let config = Config::parse(config).map_err(self.files.unusable(&document))?;
         check_platform(self.options, name, &config)?;
         let image = SourceImage::of_blobs(name.to_owned(), &manifest, &config, |layer| {
             self.layer(layer)

@@ -61,17 +61,10 @@ fn from_files(
     image: &LayoutImage,
     options: &SourceOptions,
 ) -> Result<SourceImage<'static>, SourceError> {
-    let content = Content {
-        files,
-        naming: Naming::Oci,
-        options,
-    };
-    let index = content.files.document("index.json")?;
-    let index = ImageIndex::from_reader(&index[..])
-        .map_err(|error| content.files.unusable("index.json")(error.into()))?;
-    let chosen = choose(&content, name, image, index.manifests())?;
-    let bytes = content.described(chosen)?;
-    let found = content.image(name, bytes, chosen.media_type())?;
+    let layout = Layout::open(files, options)?;
+    let chosen = choose(&layout.content, name, image, layout.index.manifests())?;
+    let bytes = layout.content.described(chosen)?;
+    let found = layout.content.image(name, bytes, chosen.media_type())?;
     Ok(SourceImage {
         names: full_name(chosen).into_iter().collect(),
         ..found
@@ -85,20 +78,34 @@ pub(super) fn artifact(
     image: &LayoutImage,
     options: &SourceOptions,
 ) -> Result<SourceArtifact<'static>, SourceError> {
-    let content = Content {
-        files,
-        naming: Naming::Oci,
-        options,
-    };
-    let index = content.files.document("index.json")?;
-    let index = ImageIndex::from_reader(&index[..])
-        .map_err(|error| content.files.unusable("index.json")(error.into()))?;
-    let chosen = choose(&content, name, image, index.manifests())?;
-    let artifact = in_layout(&content, name, chosen)?;
+    let layout = Layout::open(files, options)?;
+    let chosen = choose(&layout.content, name, image, layout.index.manifests())?;
+    let artifact = in_layout(&layout.content, name, chosen)?;
     Ok(SourceArtifact {
         names: full_name(chosen).into_iter().collect(),
         ..artifact
     })
+}
+
+/// A layout with the index that all of it is found by.
+pub(super) struct Layout<'o> {
+    pub(super) content: Content<'o>,
+    pub(super) index: ImageIndex,
+}
+
+impl<'o> Layout<'o> {
+    pub(super) fn open(files: Files, options: &'o SourceOptions) -> Result<Self, SourceError> {
+        const INDEX: &str = "index.json";
+        let index = files.document(INDEX)?;
+        let index = ImageIndex::from_reader(&index[..])
+            .map_err(|error| files.unusable(INDEX)(error.into()))?;
+        let content = Content {
+            files,
+            naming: Naming::Oci,
+            options,
+        };
+        Ok(Self { content, index })
+    }
 }
 
 fn choose<'d>(

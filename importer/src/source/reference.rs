@@ -81,14 +81,10 @@ impl Reference {
         storage: impl FnOnce() -> Result<Storage, E>,
         options: &SourceOptions,
     ) -> Result<SourceImage<'static>, E> {
-        // Whoever gave up because of the flag may have said so in other words.
-        self.find(storage, options).map_err(|error| {
-            if options.cancel.is_cancelled() {
-                SourceError::Cancelled.into()
-            } else {
-                error
-            }
-        })
+        let found = self.find(storage, options);
+        options
+            .cancel
+            .explain(found, || SourceError::Cancelled.into())
     }
 
     fn find<E: From<SourceError>>(
