@@ -42,8 +42,6 @@ pub(crate) fn prepare(args: &Pull) -> anyhow::Result<()> {
 
 pub(crate) fn pull(context: &Context, args: &Pull) -> anyhow::Result<Outcome> {
     let interrupt = Interrupt::watch(&context.channel)?;
-    // Before anything is fetched; not kept open, because that would keep gc waiting for the network.
-    drop(repo::open(&context.repo)?);
     let options = PullOptions {
         into: if args.bootc {
             PullInto::Bootc(BootcStorage::of_sysroot(&args.sysroot))
@@ -55,6 +53,9 @@ pub(crate) fn pull(context: &Context, args: &Pull) -> anyhow::Result<Outcome> {
         output: context.channel.podman(),
         cancel: interrupt.cancel.clone(),
     };
+    options.into.check()?;
+    // Before anything is fetched; not kept open, because that would keep gc waiting for the network.
+    drop(repo::open(&context.repo)?);
     let image = interrupt.at_work(|| importer::pull::pull(&args.reference, &options))?;
 
     let repository = repo::open(&context.repo)?;

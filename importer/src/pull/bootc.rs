@@ -79,6 +79,14 @@ fn failed<'p>(action: &'static str, path: &'p Path) -> impl FnOnce(io::Error) ->
     }
 }
 
+pub(super) fn check_root() -> Result<(), BootcError> {
+    if Environment::current().is_root() {
+        Ok(())
+    } else {
+        Err(BootcError::NotRoot)
+    }
+}
+
 impl BootcStorage {
     /// The storage below `sysroot`, `/sysroot` on a booted host. It need not exist yet.
     pub fn of_sysroot(sysroot: impl Into<PathBuf>) -> Self {
@@ -93,9 +101,7 @@ impl BootcStorage {
     }
 
     pub(super) fn pull(&self, reference: &str, options: &PullOptions) -> Result<Pulled, PullError> {
-        if !Environment::current().is_root() {
-            return Err(BootcError::NotRoot.into());
-        }
+        check_root()?;
         self.directories()?;
         fs::create_dir_all(ALIAS).map_err(failed("create", Path::new(ALIAS)))?;
         let auth = Auth::find(options)?;

@@ -28,6 +28,16 @@ pub enum PullInto {
     Bootc(BootcStorage),
 }
 
+impl PullInto {
+    /// Fails where whoever runs this cannot use the storage: that of bootc is root's.
+    pub fn check(&self) -> Result<(), PullError> {
+        match self {
+            Self::Podman => Ok(()),
+            Self::Bootc(_) => Ok(bootc::check_root()?),
+        }
+    }
+}
+
 /// How to pull.
 #[derive(Debug, Clone)]
 pub struct PullOptions {
@@ -124,6 +134,11 @@ pub enum PullError {
 /// `reference` is anything that `podman pull` takes. podman asks the registry even if it has an image
 /// of that name, and fetches only layers that it lacks.
 pub fn pull(reference: &str, options: &PullOptions) -> Result<Image, PullError> {
+    let pulled = pull_and_find(reference, options);
+    options.cancel.explain(pulled, || PullError::Cancelled)
+}
+
+fn pull_and_find(reference: &str, options: &PullOptions) -> Result<Image, PullError> {
     let (pulled, root) = match &options.into {
         PullInto::Podman => (podman::pull(reference, options)?, None),
         PullInto::Bootc(bootc) => (bootc.pull(reference, options)?, Some(bootc.root())),

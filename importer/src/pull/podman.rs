@@ -105,9 +105,6 @@ pub(super) fn run(
     if ended.status.success() {
         return Ok(String::from_utf8_lossy(&ended.output).into_owned());
     }
-    if options.cancel.is_cancelled() {
-        return Err(PullError::Cancelled);
-    }
     let reference = reference.to_owned();
     if messages == Messages::Shown {
         return Err(PullError::Shown { reference });

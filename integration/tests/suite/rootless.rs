@@ -5,7 +5,9 @@ use anyhow::{Context, Result, ensure};
 use integration::fixture::noise;
 use integration::tar::Member;
 use integration::user::SubordinateIds;
-use integration::{Filesystem, Fixture, Kind, Machine, Peers, Release, User, finish, ok};
+use integration::{
+    Access, DockerRegistry, Filesystem, Fixture, Kind, Machine, Peers, Release, User, finish, ok,
+};
 use serde_json::Value;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -45,7 +47,7 @@ fn fixture(dir: &Path) -> Result<Fixture> {
 
 struct Scene {
     user: User,
-    _machine: Arc<Machine>,
+    machine: Arc<Machine>,
     fixture: Fixture,
     disk: Filesystem,
 }
@@ -69,7 +71,7 @@ impl Scene {
         ]))?;
         Ok(Self {
             user,
-            _machine: machine,
+            machine,
             fixture,
             disk,
         })
@@ -178,6 +180,50 @@ fn user_imports_from_their_own_podman_5() -> Result<()> {
 #[test]
 fn user_imports_from_their_own_podman_4() -> Result<()> {
     user_imports_from_their_own_podman(Release::Host)
+}
+
+fn user_pulls_from_a_registry(release: Release) -> Result<()> {
+    let scene = Scene::new(release)?;
+    let registry = DockerRegistry::start(&Peers::from_env()?, Access::Open)?;
+    let layout = format!("oci:{}:latest", scene.fixture.layout().display());
+    registry.push(&scene.machine, &layout, "app:1")?;
+    let image = registry.image("app:1");
+    scene.store(&["init", "--insecure"])?;
+    let pull = ["--json", "pull", "--tls-verify=false", "--no-copy", &image];
+    let pulled = scene.store(&pull)?;
+    let report: Value = serde_json::from_slice(&pulled.stdout)?;
+    let storage = scene.user.home().join(".local/share/containers/storage");
+    assert_eq!(report["pulled"]["storage"], storage.display().to_string());
+    assert_eq!(report["imported"]["tags"][0], image, "{report}");
+    scene.store(&["fsck"])?;
+    let mut found = Vec::new();
+    owners(&scene.repository(), &mut found)?;
+    let id = scene.user.id();
+    ensure!(found.iter().all(|(_, uid, gid)| (*uid, *gid) == (id, id)));
+    // podman has it, and runs it.
+    let listed =
+        ok(scene
+            .user
+            .command("podman")
+            .args(["images", "--format", "{{.Repository}}:{{.Tag}}"]))?;
+    ensure!(listed.text().contains(&image), "{listed}");
+    let again: Value = serde_json::from_slice(&scene.store(&pull)?.stdout)?;
+    assert_eq!(again["imported"]["outcome"], "present");
+
+    // bootc's storage is the host's.
+    let bootc = ["pull", "--bootc", "--tls-verify=false", &image];
+    finish(&mut scene.user.store(&bootc)?)?.refused_with(&["bootc's storage", "root"])?;
+    Ok(())
+}
+
+#[test]
+fn user_pulls_from_a_registry_with_podman_5() -> Result<()> {
+    user_pulls_from_a_registry(Release::Trixie)
+}
+
+#[test]
+fn user_pulls_from_a_registry_with_podman_4() -> Result<()> {
+    user_pulls_from_a_registry(Release::Host)
 }
 
 #[test]
