@@ -35,7 +35,7 @@ pub use filesystem::{Filesystem, Kind};
 pub use fixture::Fixture;
 pub use machine::{Machine, Release};
 pub use peers::Peers;
-pub use podman::{Engine, Podman};
+pub use podman::{Containers, Driver, Engine, Podman};
 pub use store::{Layout, Store};
 pub use tree::Tree;
 pub use user::User;

@@ -25,27 +25,54 @@ pub struct Layer {
     pub encoding: Encoding,
 }
 
-/// Writes an image layout with one image, tagged `latest`, into the new directory `dir`.
-pub fn write_layout(dir: &Path, layers: &[Layer], config: &Value) -> Result<()> {
-    std::fs::create_dir_all(dir.join("blobs/sha256"))?;
-    std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    let mut descriptors = Vec::new();
-    let mut diff_ids = Vec::new();
-    let mut history = Vec::new();
-    for (number, layer) in layers.iter().enumerate() {
-        let (blob, media_type) = match layer.encoding {
-            Encoding::Plain => (layer.tar.clone(), "application/vnd.oci.image.layer.v1.tar"),
+/// The blob of a layer, whatever it is, and what the documents say of it.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// Their media type.
+    pub media_type: &'static str,
+    /// The digest that the config has for the uncompressed layer.
+    pub diff_id: String,
+}
+
+impl Layer {
+    fn blob(&self) -> Result<Blob> {
+        let (bytes, media_type) = match self.encoding {
+            Encoding::Plain => (self.tar.clone(), "application/vnd.oci.image.layer.v1.tar"),
             Encoding::Gzip => {
                 let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-                gzip.write_all(&layer.tar)?;
+                gzip.write_all(&self.tar)?;
                 (
                     gzip.finish()?,
                     "application/vnd.oci.image.layer.v1.tar+gzip",
                 )
             }
         };
-        diff_ids.push(digest(&layer.tar));
-        descriptors.push(blob_descriptor(dir, &blob, media_type)?);
+        Ok(Blob {
+            bytes,
+            media_type,
+            diff_id: digest(&self.tar),
+        })
+    }
+}
+
+/// Writes an image layout with one image, tagged `latest`, into the new directory `dir`.
+pub fn write_layout(dir: &Path, layers: &[Layer], config: &Value) -> Result<()> {
+    let blobs: Vec<Blob> = layers.iter().map(Layer::blob).collect::<Result<_>>()?;
+    write_blobs(dir, &blobs, config)
+}
+
+/// The same with blobs that nothing is known of.
+pub fn write_blobs(dir: &Path, blobs: &[Blob], config: &Value) -> Result<()> {
+    std::fs::create_dir_all(dir.join("blobs/sha256"))?;
+    std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    let mut descriptors = Vec::new();
+    let mut diff_ids = Vec::new();
+    let mut history = Vec::new();
+    for (number, blob) in blobs.iter().enumerate() {
+        diff_ids.push(&blob.diff_id);
+        descriptors.push(blob_descriptor(dir, &blob.bytes, blob.media_type)?);
         history.push(json!({
             "created": "2020-09-13T12:26:40Z",
             "created_by": format!("layer {number}"),

@@ -16,6 +16,32 @@ pub struct Engine {
     pub additional_stores: Vec<PathBuf>,
     /// `mountopt`; Debian's default where `None`.
     pub mountopt: Option<String>,
+    /// `driver`.
+    pub driver: Driver,
+    /// `imagestore`: a root of its own for images.
+    pub imagestore: Option<PathBuf>,
+    /// `transient_store`.
+    pub containers: Containers,
+}
+
+/// How an engine keeps the files of layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Driver {
+    /// Each layer's own files.
+    #[default]
+    Overlay,
+    /// The whole tree up to each layer.
+    Vfs,
+}
+
+/// Where an engine keeps its containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Containers {
+    /// With its images.
+    #[default]
+    Kept,
+    /// Below the run root, until the next boot.
+    Transient,
 }
 
 impl Engine {
@@ -23,7 +49,7 @@ impl Engine {
     pub fn with_store(store: &Path) -> Self {
         Self {
             additional_stores: vec![store.to_owned()],
-            mountopt: None,
+            ..Self::default()
         }
     }
 
@@ -56,10 +82,21 @@ impl Podman {
             .iter()
             .map(|s| format!("{:?}", s.display().to_string()))
             .collect();
+        let driver = match engine.driver {
+            Driver::Overlay => "overlay",
+            Driver::Vfs => "vfs",
+        };
+        let images = engine.imagestore.as_ref();
+        let images = images.map(|dir| format!("imagestore = \"{}\"\n", dir.display()));
+        let transient = match engine.containers {
+            Containers::Kept => "",
+            Containers::Transient => "transient_store = true\n",
+        };
+        let more = images.unwrap_or_default() + transient;
         std::fs::write(
             &conf,
             format!(
-                "[storage]\ndriver = \"overlay\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{1}/storage\"\n\n\
+                "[storage]\ndriver = \"{driver}\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{1}/storage\"\n{more}\n\
                  [storage.options]\nadditionalimagestores = [{2}]\n\n\
                  [storage.options.overlay]\nmountopt = \"{3}\"\n",
                 dir.display(),
@@ -182,6 +219,11 @@ impl Podman {
 
     /// Builds `containerfile` (its context is an empty directory) as `name`.
     pub fn build(&self, name: &str, containerfile: &str) -> Result<()> {
+        self.build_with(name, containerfile, &[])
+    }
+
+    /// The same with further options of `podman build`.
+    pub fn build_with(&self, name: &str, containerfile: &str, options: &[&str]) -> Result<()> {
         let context = self.machine.peers().scratch_dir("context")?;
         std::fs::write(context.join("Containerfile"), containerfile)?;
         ok(self
@@ -194,6 +236,7 @@ impl Podman {
                 "nproc=1024:1024",
             ])
             .args(["--timestamp", "1700000000", "--tag", name])
+            .args(options)
             .arg(context))?;
         Ok(())
     }

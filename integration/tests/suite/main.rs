@@ -1,6 +1,7 @@
 //! The end-to-end tests, by topic. They run in the namespaces of `cargo xtask test`.
 #![forbid(unsafe_code)]
 
+mod bombs;
 mod boot;
 mod builds;
 mod collection;
@@ -30,6 +31,7 @@ mod repairing;
 mod rootless;
 mod scene;
 mod sources;
+mod storages;
 mod stress;
 mod tools;
 mod trees;

@@ -16,13 +16,13 @@ use crate::scene::{IMAGE, Scene};
 
 /// The names in a repository and what they lead to, and its objects.
 #[derive(Debug, PartialEq)]
-struct Contents {
+pub(crate) struct Contents {
     links: BTreeMap<PathBuf, PathBuf>,
     objects: BTreeSet<PathBuf>,
 }
 
 impl Contents {
-    fn of(repo: &Path) -> Result<Self> {
+    pub(crate) fn of(repo: &Path) -> Result<Self> {
         let mut contents = Self {
             links: BTreeMap::new(),
             objects: BTreeSet::new(),
@@ -52,7 +52,7 @@ impl Contents {
         names.filter(|name| name.starts_with(directory)).collect()
     }
 
-    fn must_equal(&self, name: &str, other: &Self, other_name: &str) -> Result<()> {
+    pub(crate) fn must_equal(&self, name: &str, other: &Self, other_name: &str) -> Result<()> {
         ensure!(
             self.links == other.links,
             "names of {name}: {:#?}\nnames of {other_name}: {:#?}",
@@ -81,19 +81,19 @@ fn imported(scene: &Scene, name: &str, arguments: &[&str]) -> Result<(Store, Val
     Ok((store, report["imported"][0].clone()))
 }
 
-fn contents_of(scene: &Scene, name: &str, arguments: &[&str]) -> Result<Contents> {
+pub(crate) fn contents_of(scene: &Scene, name: &str, arguments: &[&str]) -> Result<Contents> {
     let (store, _) = imported(scene, name, arguments)?;
     Contents::of(store.repo())
 }
 
 /// `skopeo copy` without any change of blobs or manifest.
-fn copy(engine: &Podman, from: &str, to: &str) -> Result<Finished> {
+pub(crate) fn copy(engine: &Podman, from: &str, to: &str) -> Result<Finished> {
     ok(engine
         .command("skopeo")
         .args(["copy", "--quiet", "--preserve-digests", from, to]))
 }
 
-fn path(scene: &Scene, name: &str) -> String {
+pub(crate) fn path(scene: &Scene, name: &str) -> String {
     scene.disk.path().join(name).display().to_string()
 }
 
