@@ -131,6 +131,62 @@ pub fn command_hit_by(
     )
 }
 
+/// The first call of `ioctl`, counted in each thread, from which on all are FICLONE in a run of the program
+/// with `args`: failing these fails nothing but clones.
+pub fn first_clone(store: &Store, args: &[&str]) -> Result<u32> {
+    let log = store.machine().peers().scratch_dir("strace")?.join("log");
+    let log_name = log.display().to_string();
+    let strace = [
+        "strace",
+        "-f",
+        "-qq",
+        "-e",
+        "signal=none",
+        "-e",
+        "trace=ioctl",
+        "-o",
+        &log_name,
+    ];
+    ok(&mut store.command_under(&strace, args)?)?;
+    let log = std::fs::read_to_string(&log).context(log_name.clone())?;
+    let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+    let (mut first, mut clones) = (1, 0);
+    for line in log.lines().filter(|line| line.contains("ioctl(")) {
+        let thread = line.split(' ').next().unwrap_or_default();
+        let nth = counts.entry(thread).or_default();
+        *nth += 1;
+        if line.contains("FICLONE") {
+            clones += 1;
+        } else {
+            first = first.max(*nth + 1);
+        }
+    }
+    let last = counts.values().copied().max().unwrap_or_default();
+    ensure!(clones > 0 && last > first, "no clones to fail: {counts:?}");
+    Ok(first)
+}
+
+/// The program with `args`, in which every `ioctl` of a thread from the `first` on fails with `error`.
+pub fn command_without_clones(
+    store: &Store,
+    error: &str,
+    first: u32,
+    args: &[&str],
+) -> Result<Command> {
+    let inject = format!("inject=ioctl:error={error}:when={first}+");
+    let strace = [
+        "strace",
+        "-f",
+        "-qq",
+        "-e",
+        "signal=none",
+        "-o",
+        "/dev/null",
+    ];
+    let trace = ["-e", "trace=ioctl", "-e", &inject];
+    store.command_under(&[&strace[..], &trace].concat(), args)
+}
+
 /// At most `limit` of `all`, evenly spread.
 pub fn spread<T: Clone>(all: &[T], limit: usize) -> Vec<T> {
     let take = limit.min(all.len());

@@ -7,10 +7,13 @@
 use crate::peers::cfsctl_ok;
 use crate::scene::Scene;
 use anyhow::{Context, Result, bail, ensure};
-use integration::faults::{Fault, Point, command_hit_by, points, spread};
+use integration::faults::{
+    Fault, Point, command_hit_by, command_without_clones, first_clone, points, spread,
+};
 use integration::fixture::noise;
 use integration::tar::Member;
 use integration::{Finished, Fixture, Kind, Release, Store, finish};
+use serde_json::Value;
 use std::fmt::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -284,6 +287,52 @@ fn import_whose_system_calls_fail_stops_with_nothing_named_that_is_incomplete() 
     trial.strike(Fault::Error("EIO"), FAILING, limit(120)?, |store, done| {
         fails_cleanly(&trial, store, done, "Input/output error")
     })?;
+    Ok(())
+}
+
+#[test]
+fn files_are_copied_where_cloning_is_refused_and_only_there() -> Result<()> {
+    let trial = Trial::new()?;
+    let arguments = [&["--json"], trial.import().as_slice()].concat();
+    let counted = Store::init(
+        &trial.scene.machine,
+        &trial.scene.disk.path().join("counted"),
+    )?;
+    let first = first_clone(&counted, &arguments)?;
+    let refusals = ["ETXTBSY", "EPERM", "EXDEV", "EOPNOTSUPP", "EINVAL"];
+    for (number, error) in refusals.iter().enumerate() {
+        let store = trial.store(number)?;
+        let done = finish(&mut command_without_clones(
+            &store, error, first, &arguments,
+        )?)?;
+        let done = done.success().context(*error)?;
+        let report: Value = serde_json::from_slice(&done.stdout)?;
+        let copied = &report["imported"][0]["total"]["copied"]["files"];
+        ensure!(copied.as_u64() > Some(3), "{error}: {report}");
+        store.ok(&["fsck"])?;
+        trial.must_be_complete(&store).context(*error)?;
+        // Nothing is copied where that is not wanted.
+        let store = trial.store(100 + number)?;
+        let refuse = [&arguments[..], &["--no-copy"]].concat();
+        finish(&mut command_without_clones(&store, error, first, &refuse)?)?
+            .refused_with(&["file \"", "copying is refused"])
+            .context(*error)?;
+        trial.recovers(&store).context(*error)?;
+    }
+    let troubles = [
+        ("ENOSPC", "No space left on device"),
+        ("EIO", "Input/output error"),
+        ("EDQUOT", "quota exceeded"),
+    ];
+    for (number, (error, words)) in troubles.iter().enumerate() {
+        let store = trial.store(200 + number)?;
+        finish(&mut command_without_clones(
+            &store, error, first, &arguments,
+        )?)?
+        .refused_with(&["file \"", words])
+        .context(*error)?;
+        trial.recovers(&store).context(*error)?;
+    }
     Ok(())
 }
 

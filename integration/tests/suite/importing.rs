@@ -11,6 +11,7 @@ use integration::{Engine, Filesystem, Finished, Fixture, Kind, Peers, Podman, Re
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -171,6 +172,27 @@ fn import_is_stopped_by_an_interrupt_at_any_time_and_leaves_nothing() -> Result<
             );
         }
     }
+    scene.import()?;
+    ensure!(is_there(&scene.store)?);
+    Ok(())
+}
+
+#[test]
+fn import_is_stopped_by_an_interrupt_while_another_one_enters_its_image() -> Result<()> {
+    let scene = scene()?;
+    let staging = scene.store.repo().join("composefs-store/staging");
+    std::fs::create_dir_all(&staging)?;
+    // What an import holds while it enters an image.
+    let lock = File::open(&staging)?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    let mut import = Running::of(&scene)?;
+    import.until(|event| event_is(event, "stage") && event["stage"] == "publish")?;
+    import.interrupt()?;
+    let (end, status) = import.end()?;
+    assert_interrupted(&end, status);
+    drop(lock);
+    ensure!(!is_there(&scene.store)?);
+    assert_eq!(scene.store.objects()?, Vec::<std::path::PathBuf>::new());
     scene.import()?;
     ensure!(is_there(&scene.store)?);
     Ok(())
