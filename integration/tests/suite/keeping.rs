@@ -4,8 +4,10 @@ use crate::scene::{IMAGE, Scene, unique};
 use anyhow::{Context, Result, ensure};
 use integration::command::ok;
 use integration::fixture::noise;
+use integration::locks::ReadLock;
 use integration::store::Layout;
 use integration::tar::Member;
+use integration::user::{SubordinateIds, User};
 use integration::{Fixture, Kind, Podman, Release, Store};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -153,6 +155,31 @@ fn a_lease_keeps_an_image_between_two_steps() -> Result<()> {
     Ok(())
 }
 
+/// podman keeps its lock as long as it reads from the store, to push an image for example. Everybody waits
+/// for a gc, so that a gc must not wait for that.
+#[test]
+fn gc_leaves_published_layers_while_podman_reads_for_long() -> Result<()> {
+    let scene = Scene::new(Release::Host, Kind::Xfs, small)?;
+    let podman = scene.published(Layout::Mounted)?;
+    podman.ok(&["create", "--name", "user", IMAGE, "true"])?;
+    scene.store.ok(&["unpublish", "--when-unused", IMAGE])?;
+    scene.store.ok(&["untag", IMAGE])?;
+    podman.ok(&["rm", "user"])?;
+    let store = scene.store.repo().join("composefs-store/podman-store");
+    let reading = ReadLock::take(&store.join("overlay-layers/layers.lock"))?;
+    gc_for(&scene, &podman)?;
+    let conf = podman.storage_conf().display().to_string();
+    scene.store.ok(&["fsck", "--storage-conf", &conf])?;
+    ensure!(
+        scene.store.objects()?.len() > 60,
+        "the layers' objects are gone"
+    );
+    drop(reading);
+    gc_for(&scene, &podman)?;
+    assert_eq!(scene.store.objects()?, [] as [PathBuf; 0]);
+    Ok(())
+}
+
 /// The collector of composefs-rs.
 fn cfsctl(scene: &Scene, args: &[&str]) -> Result<()> {
     let program = scene.machine.peers().cfsctl()?;
@@ -216,4 +243,86 @@ fn a_dry_run_needs_no_writable_repository() -> Result<()> {
     assert_eq!(scene.store.objects()?, [] as [PathBuf; 0]);
     ok(scene.machine.command("umount").arg(&view))?;
     Ok(())
+}
+
+/// podman with its storage in `root`, and a container there that was made from the published image and
+/// does not run.
+fn container_elsewhere(scene: &Scene, podman: &Podman, root: &Path) -> Result<Command> {
+    let conf = std::fs::read_to_string(podman.storage_conf())?;
+    let mine = format!("graphroot = \"{}\"", podman.graphroot().display());
+    let theirs = format!("graphroot = \"{}\"", root.display());
+    ensure!(conf.contains(&mine), "{conf}");
+    // A run root of its own, too.
+    let conf = conf
+        .replace(&mine, &theirs)
+        .replace("/run/engines/", "/run/other-engines/");
+    let path = scene.disk.path().join("elsewhere.conf");
+    std::fs::write(&path, conf)?;
+    let engine = |arguments: &[&str]| {
+        let mut command = podman.command("podman");
+        command
+            .env("CONTAINERS_STORAGE_CONF", &path)
+            .args(arguments);
+        command
+    };
+    ok(&mut engine(&[
+        "create", "--pull", "never", "--name", "kept", IMAGE, "true",
+    ]))?;
+    Ok(engine(&["rm", "kept"]))
+}
+
+/// The image is unpublished and untagged, and all there is of it goes only when the container does.
+fn is_kept_until(scene: &Scene, podman: &Podman, named: &[&str], rm: &mut Command) -> Result<()> {
+    let conf = podman.storage_conf().display().to_string();
+    let store = |arguments: &[&str], more: &[&str]| {
+        scene
+            .store
+            .ok(&[arguments, &["--storage-conf", &conf], more].concat())
+    };
+    store(&["unpublish", "--when-unused", IMAGE], named)?;
+    scene.store.ok(&["untag", IMAGE])?;
+    let before = scene.store.objects()?;
+    let said: Value = serde_json::from_slice(&store(&["--json", "roots"], &[])?.stdout)?;
+    let kinds: Vec<_> = said["roots"]
+        .as_array()
+        .context("no roots")?
+        .iter()
+        .map(|root| &root["kind"])
+        .collect();
+    ensure!(kinds.contains(&&Value::from("podman")), "{said}");
+    store(&["gc"], &[])?;
+    let kept = scene.store.objects()?;
+    ensure!(
+        kept.iter().all(|object| before.contains(object)) && kept.len() > 60,
+        "only {} objects are left",
+        kept.len()
+    );
+    store(&["fsck"], &[])?;
+    ok(rm)?;
+    store(&["gc"], &[])?;
+    assert_eq!(scene.store.objects()?, [] as [PathBuf; 0]);
+    Ok(())
+}
+
+#[test]
+fn a_container_in_the_storage_of_a_user_keeps_a_published_image() -> Result<()> {
+    let scene = Scene::new(Release::Host, Kind::Xfs, small)?;
+    let podman = scene.published(Layout::Mounted)?;
+    let home = scene.disk.path().join("home");
+    let user = User::add(&scene.machine, &home, SubordinateIds::Some)?;
+    // Where the user's podman has it: nobody names it, but the user is in /etc/passwd.
+    let root = user.home().join(".local/share/containers/storage");
+    std::fs::create_dir_all(&root)?;
+    let mut rm = container_elsewhere(&scene, &podman, &root)?;
+    is_kept_until(&scene, &podman, &[], &mut rm)
+}
+
+#[test]
+fn a_container_in_a_podman_root_that_was_named_once_keeps_a_published_image() -> Result<()> {
+    let scene = Scene::new(Release::Host, Kind::Xfs, small)?;
+    let podman = scene.published(Layout::Mounted)?;
+    let root = scene.disk.path().join("elsewhere");
+    let mut rm = container_elsewhere(&scene, &podman, &root)?;
+    let root = root.display().to_string();
+    is_kept_until(&scene, &podman, &["--podman-root", &root], &mut rm)
 }

@@ -17,6 +17,7 @@ mod harness;
 mod hostile;
 mod images;
 mod importing;
+mod inspecting;
 mod keeping;
 mod kernel;
 mod locking;

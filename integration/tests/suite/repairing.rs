@@ -5,7 +5,8 @@ use anyhow::{Context, Result, ensure};
 use integration::fixture::noise;
 use integration::store::Layout;
 use integration::tar::Member;
-use integration::{Fixture, Kind, Release};
+use integration::{Fixture, Kind, Release, finish};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 
 fn scene() -> Result<Scene> {
@@ -121,4 +122,66 @@ fn fsck_takes_streams_from_another_repository_and_says_what_nobody_has() -> Resu
     ensure!(done.text().contains(&format!("from {from}")), "{done}");
     scene.store.ok(&["fsck"])?;
     Ok(())
+}
+
+#[test]
+fn repair_killed_at_any_durable_step_makes_nothing_worse_and_can_be_repeated() -> Result<()> {
+    const STEPS: [&str; 8] = [
+        "commit-staged",
+        "commit-content-synced",
+        "commit-object",
+        "commit-object:4",
+        "commit-objects-named",
+        "commit-objects-synced",
+        "mend-linked",
+        "mend-replaced",
+    ];
+    let scene = scene()?;
+    let podman = scene.published(Layout::Blob)?;
+    let expected = podman.tree(IMAGE, &[])?;
+    let conf = podman.storage_conf().display().to_string();
+    let other = scene.disk.path().join("other");
+    scene.machine.sh(&format!(
+        "cp -a {} {}",
+        scene.store.repo().display(),
+        other.display()
+    ))?;
+    // What podman's own storage could give is imported aside first, with the same steps.
+    scene.own.ok(&["rmi", "--all", "--force"])?;
+    let from = other.display().to_string();
+    let repair = ["fsck", "--repair", "--storage-conf", &conf, "--from", &from];
+    let whole = scene.store.objects()?;
+    for step in STEPS {
+        for object in &whole {
+            let length = std::fs::metadata(object)?.len();
+            if length == 10_000 {
+                damage(object)?;
+            }
+        }
+        damage(&target(&scene, "streams", "oci-layer-")?)?;
+        // The store's blobs are the same files.
+        for entry in std::fs::read_dir(scene.store.repo().join("images"))? {
+            let path = entry?.path();
+            if path.is_symlink() {
+                let object = path.canonicalize()?;
+                let mut content = std::fs::read(&object)?;
+                *content.last_mut().context("empty")? ^= 1;
+                std::fs::write(&object, content)?;
+            }
+        }
+        let killed = finish(&mut scene.store.command_killed_at(step, &repair)?)?;
+        ensure!(
+            killed.status.signal() == Some(9),
+            "{step} is no step of a repair: {killed}"
+        );
+        assert_eq!(scene.store.objects()?, whole, "after a crash at {step}");
+        scene
+            .store
+            .ok(&repair)
+            .with_context(|| format!("after a crash at {step}"))?;
+        scene.store.ok(&["fsck", "--storage-conf", &conf])?;
+    }
+    podman
+        .tree(IMAGE, &[])?
+        .must_equal("mended", &expected, "as it was")
 }
