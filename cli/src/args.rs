@@ -203,9 +203,10 @@ Examples:
     /// Keep whatever is in the repository under a name while something is being done
     #[command(subcommand)]
     Lease(LeaseCommand),
-    /// Measure what podman is shown: is it what was published?
+    /// Make everything of an image again and compare, or measure what podman is shown
     #[command(after_help = "\
 Examples:
+  composefs-store verify localhost/app:1
   composefs-store verify --published
   systemctl enable composefs-store-verify.service      the same at boot, before podman sees any image
 
@@ -364,11 +365,19 @@ pub(crate) struct Publish {
 }
 
 #[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("what").args(["images", "published"]).required(true).multiple(true)))]
 pub(crate) struct Verify {
-    /// Everything that podman is shown: measure the EROFS images and their objects, reading neither's content
+    /// The images: tags, manifest digests, image IDs or unique prefixes
+    ///
+    /// Each step is made again from the one before, manifest, config, diff IDs of the layers, merged trees,
+    /// EROFS images (root filesystem, boot, podman's), and compared; every object is measured, or read where
+    /// the repository has no fs-verity.
+    #[arg(value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+    /// Everything that podman is shown: measure the EROFS images and their objects, reading no file's content
     ///
     /// What composefs-store-verify.service runs at boot.
-    #[arg(long, required = true)]
+    #[arg(long)]
     pub(crate) published: bool,
 }
 

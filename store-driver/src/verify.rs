@@ -12,7 +12,7 @@ use std::{
 };
 
 use composefs_image::{Content, Kind, VerityDigest, image_objects, read_image};
-use containers_storage::{ImageId, ImageRecord, LayerId, LayerRecord};
+use containers_storage::{ImageId, ImageRecord, LayerId, LayerRecord, StorageConf};
 use repository::{Repository, sys, sys::Measured};
 use rustix::{
     fs::{Mode, OFlags, open},
@@ -25,6 +25,7 @@ use crate::{
     Layout,
     check::blob_of,
     error::{Error, Result},
+    host::check_verified_host,
     paths::StorePaths,
     store::{image_of, open_existing},
 };
@@ -109,7 +110,7 @@ impl fmt::Display for Unsound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.path.display(), self.problem)?;
         if let Some(file) = &self.file {
-            write!(f, "; it is {file}")?;
+            write!(f, "; it has the content of {file}")?;
         }
         match self.images.as_slice() {
             [] => f.write_str("; no published image has it, but a container or image of podman's"),
@@ -120,11 +121,11 @@ impl fmt::Display for Unsound {
 
 /// Measures all that podman is shown: the EROFS image of every published layer, the file that podman mounts
 /// in the layout [`Layout::Blob`], and every object that the images name; and looks where the links of the
-/// layers lead. No content is read but that of the images: the kernel checks it when somebody does. Writes
-/// nothing.
+/// layers lead. No content is read but that of the images: the kernel checks it when somebody does. Where
+/// images of that layout were published as verified, `conf` must still have podman ask for it. Writes nothing.
 ///
 /// In a repository without fs-verity there is nothing to measure: [`Error::NoVerity`].
-pub fn verify_published(repository: &Repository) -> Result<VerifyReport> {
+pub fn verify_published(repository: &Repository, conf: &StorageConf) -> Result<VerifyReport> {
     check_secure(repository)?;
     let paths = StorePaths::of(repository);
     let Some(own) = open_existing(&paths)? else {
@@ -154,6 +155,7 @@ pub fn verify_published(repository: &Repository) -> Result<VerifyReport> {
         look.layer(&layer.id)?;
     }
     look.name_broken(&layers)?;
+    look.options(&images, conf);
     look.findings.sort_unstable();
     Ok(VerifyReport {
         images: images
@@ -327,6 +329,23 @@ impl Look<'_> {
         Ok(())
     }
 
+    /// podman mounts the layout `blob`, with the options that it is configured with now.
+    fn options(&mut self, images: &[ImageRecord], conf: &StorageConf) {
+        let Err(Error::NoVerityOption { conf, line }) = check_verified_host(conf, Layout::Blob)
+        else {
+            return;
+        };
+        let is_blob = |image: &&ImageRecord| {
+            let layout = image.layer.as_ref().map(|top| Layout::of(self.paths, top));
+            is_promised(image) && matches!(layout, Some(Ok(Layout::Blob)))
+        };
+        let concerned: Vec<String> = images.iter().filter(is_blob).map(name_of).collect();
+        if !concerned.is_empty() {
+            let problem = format!("podman does not have the kernel verify images; it needs {line}");
+            self.add(conf.into(), problem, concerned);
+        }
+    }
+
     /// Says of each broken object which images need it, and as what.
     fn name_broken(&mut self, layers: &[LayerRecord]) -> Result<()> {
         if self.broken.is_empty() {
@@ -397,5 +416,82 @@ pub(crate) fn measure(path: &Path, expected: &VerityDigest) -> Result<(), String
         )),
         Measured::Disabled => Err("fs-verity is not enabled on it".to_owned()),
         Measured::Unsupported => Err("its filesystem has no fs-verity".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(digit: char) -> LayerId {
+        digit.to_string().repeat(64).parse().unwrap()
+    }
+
+    fn image(digit: char, name: &str, top: char) -> ImageRecord {
+        let mut record = ImageRecord::new(digit.to_string().repeat(64).parse().unwrap());
+        record.names = vec![name.to_owned()];
+        record.layer = Some(layer(top));
+        record
+    }
+
+    fn chain(text: &str) -> Vec<LayerRecord> {
+        let mut parent = None;
+        let records = text.chars().map(|digit| {
+            let mut record = LayerRecord::new(layer(digit));
+            record.parent = parent.replace(layer(digit));
+            record
+        });
+        records.collect()
+    }
+
+    #[test]
+    fn layers_below_a_verified_image_must_be_verified_and_others_need_not() {
+        let mut verified = image('1', "verified", 'b');
+        promise(&mut verified);
+        let owners = Owners::new(&[verified, image('2', "plain", 'c')], &chain("abcd"));
+        assert_eq!(owners.of(&layer('a')), ["verified", "plain"]);
+        assert_eq!(owners.of(&layer('c')), ["plain"]);
+        assert!(owners.of(&layer('d')).is_empty());
+        for (digit, enforcement) in [
+            ('a', Enforcement::Required),
+            ('b', Enforcement::Required),
+            ('c', Enforcement::WhereSecure),
+            ('d', Enforcement::WhereSecure),
+        ] {
+            assert_eq!(owners.enforcement(&layer(digit)), enforcement, "{digit}");
+        }
+    }
+
+    #[test]
+    fn an_image_with_a_layer_without_record_is_not_whole() {
+        let (whole, torn) = (image('1', "whole", 'b'), image('2', "torn", 'f'));
+        let owners = Owners::new(&[whole.clone(), torn.clone()], &chain("ab"));
+        assert!(owners.is_whole(&whole));
+        assert!(!owners.is_whole(&torn));
+    }
+
+    #[test]
+    fn the_promise_survives_a_rewrite_of_the_record() {
+        let mut record = image('1', "app", 'a');
+        assert!(!is_promised(&record));
+        promise(&mut record);
+        let text = serde_json::to_string(&record).unwrap();
+        assert!(is_promised(&serde_json::from_str(&text).unwrap()));
+    }
+
+    #[test]
+    fn a_finding_names_the_file_the_image_and_what_it_is_there() {
+        let mut found = Unsound {
+            path: "/repo/objects/ab/cd".into(),
+            problem: "it is missing".into(),
+            images: vec!["localhost/a:1".into(), "localhost/b:1".into()],
+            file: Some("/usr/lib/large.bin".into()),
+        };
+        assert_eq!(
+            found.to_string(),
+            "/repo/objects/ab/cd: it is missing; it has the content of /usr/lib/large.bin; needed by localhost/a:1, localhost/b:1"
+        );
+        found.images.clear();
+        assert!(found.to_string().contains("no published image"));
     }
 }

@@ -72,6 +72,12 @@ fn d_containers_of_the_layout_blob_are_verified() -> Result<()> {
     disk.configure(VERIFIED)?;
     let top = disk.publish("blob", IMAGE)?;
     ok(&mut disk.store(&["verify", "--published"]))?;
+    disk.configure(PLAIN)?;
+    let done = finish(&mut disk.store(&["verify", "--published"]))?.refused()?;
+    for word in ["/etc/containers/storage.conf: ", "verity=require", IMAGE] {
+        ensure!(done.text().contains(word), "no {word:?} in {done}");
+    }
+    disk.configure(VERIFIED)?;
     objects_are_verified(disk)?;
 
     // podman would mount any EROFS image: it is the check before that refuses it.

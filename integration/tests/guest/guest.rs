@@ -154,7 +154,7 @@ impl Reader {
     /// Starts a container of `image`.
     pub(crate) fn start(image: &str) -> Result<Self> {
         const SCRIPT: &str = "echo ready; while read -r file; do \
-                              if cat \"$file\" >/dev/null; then echo whole; else echo refused; fi; done";
+                              if cat \"$file\" >/dev/null 2>&1; then echo whole; else echo refused; fi; done";
         let mut podman = podman(&["run", "--rm", "--interactive", "--network", "none"])
             .args(["--pull", "never", image, "/bin/sh", "-c", SCRIPT])
             .stdin(Stdio::piped())

@@ -272,8 +272,10 @@ impl Guest<'_> {
         let own = |name: &str| directory.join(name).display().to_string();
         let append = format!(
             "root=/dev/vda rw console=ttyS0 panic=-1 mitigations=off systemd.show_status=false \
-             systemd.wants=guest.service systemd.setenv=BOOT={boot} systemd.setenv=DISK={} \
-             systemd.setenv=FILTER={}",
+             systemd.default_device_timeout_sec={} systemd.wants=guest.service \
+             systemd.setenv=BOOT={boot} systemd.setenv=DISK={} systemd.setenv=FILTER={}",
+            // On a busy machine a guest takes minutes to find its disks.
+            BOOT_LIMIT.as_secs(),
             self.name,
             filter.unwrap_or_default()
         );
@@ -285,7 +287,14 @@ impl Guest<'_> {
                 "-nographic",
                 "-no-reboot",
             ])
-            .args(["-machine", "q35,sata=off", "-cpu", "max", "-accel", "tcg"])
+            .args([
+                "-machine",
+                "q35,sata=off",
+                "-cpu",
+                "max,svm=off",
+                "-accel",
+                "tcg",
+            ])
             .args(["-smp", "1", "-m", "1536"])
             .args(["-kernel", &shared("kernel"), "-initrd", &shared("initrd")])
             .args(["-append", &append])
