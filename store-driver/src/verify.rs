@@ -27,7 +27,7 @@ use crate::{
     error::{Error, Result},
     host::check_verified_host,
     paths::StorePaths,
-    store::{image_of, open_existing},
+    store::{image_of, link_of, open_existing},
 };
 
 /// Whether an image may be shown without the kernel checking what containers read.
@@ -273,25 +273,8 @@ impl Look<'_> {
             self.add(directory, problem, images);
             return Ok(());
         };
+        self.links(layer, layout, &images)?;
         if layout == Layout::Blob {
-            for (name, leads_to) in [
-                ("diff", self.paths.shown_objects(layer)),
-                ("objs", self.paths.objects()),
-            ] {
-                let path = directory.join(name);
-                match fs::read_link(&path) {
-                    Ok(found) if found == leads_to => {}
-                    Ok(found) => {
-                        let problem = format!(
-                            "it leads to {} instead of {}",
-                            found.display(),
-                            leads_to.display()
-                        );
-                        self.add(path, problem, images.clone());
-                    }
-                    Err(error) => self.add(path, error.to_string(), images.clone()),
-                }
-            }
             let blob = blob_of(self.paths, layer);
             if let Err(problem) = measure(&blob, &image) {
                 self.add(blob, problem, images.clone());
@@ -325,6 +308,48 @@ impl Look<'_> {
                     return Ok(());
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Looks where podman is led: by the layer's links, and by a file that makes it stack further layers, which
+    /// none of ours has.
+    fn links(&mut self, layer: &LayerId, layout: Layout, images: &[String]) -> Result<()> {
+        let directory = self.paths.layer_directory(layer);
+        let lower = directory.join("lower");
+        if lower.symlink_metadata().is_ok() {
+            let problem = "it is not ours, and has podman use other layers".to_owned();
+            self.add(lower, problem, images.to_vec());
+        }
+        let mut links = Vec::new();
+        if let Some(link) = link_of(self.paths, layer)? {
+            links.push((
+                self.paths.store().join("overlay/l").join(link.as_str()),
+                Path::new("..").join(layer.as_str()).join("diff"),
+            ));
+        } else {
+            let problem = "it does not have the layer's short name".to_owned();
+            self.add(directory.join("link"), problem, images.to_vec());
+        }
+        match layout {
+            Layout::Blob => {
+                links.push((directory.join("diff"), self.paths.shown_objects(layer)));
+                links.push((directory.join("objs"), self.paths.objects()));
+            }
+            Layout::Mounted => {
+                links.push((directory.join("diff"), self.paths.layer_mount(layer)));
+            }
+        }
+        for (path, leads_to) in links {
+            let problem = match fs::read_link(&path) {
+                Ok(found) if found == leads_to => continue,
+                Ok(found) => {
+                    let (found, leads_to) = (found.display(), leads_to.display());
+                    format!("it leads to {found} instead of {leads_to}")
+                }
+                Err(error) => error.to_string(),
+            };
+            self.add(path, problem, images.to_vec());
         }
         Ok(())
     }
@@ -421,6 +446,10 @@ pub(crate) fn measure(path: &Path, expected: &VerityDigest) -> Result<(), String
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
+    use repository::{InitOptions, Security};
+
     use super::*;
 
     fn layer(digit: char) -> LayerId {
@@ -460,6 +489,59 @@ mod tests {
         ] {
             assert_eq!(owners.enforcement(&layer(digit)), enforcement, "{digit}");
         }
+    }
+
+    #[test]
+    fn a_layer_whose_directory_leads_podman_elsewhere_is_found() {
+        let temporary = tempfile::tempdir().unwrap();
+        let options = InitOptions {
+            security: Security::Insecure,
+            ..InitOptions::default()
+        };
+        Repository::init(temporary.path(), &options).unwrap();
+        let repository = Repository::open(temporary.path()).unwrap();
+        let paths = StorePaths::of(&repository);
+        let owners = Owners::new(&[], &[]);
+        let layer = layer('a');
+        let directory = paths.layer_directory(&layer);
+        let link = paths.store().join("overlay/l/ABCDEFGHIJKLMNOPQRSTUVWXYZ");
+        fs::create_dir_all(&directory).unwrap();
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(format!("../{layer}/diff"), &link).unwrap();
+        fs::write(directory.join("link"), "ABCDEFGHIJKLMNOPQRSTUVWXYZ").unwrap();
+        symlink(paths.shown_objects(&layer), directory.join("diff")).unwrap();
+        symlink(paths.objects(), directory.join("objs")).unwrap();
+        let found = || {
+            let mut look = Look {
+                repository: &repository,
+                paths: &paths,
+                owners: &owners,
+                measured: HashSet::new(),
+                broken: HashMap::new(),
+                findings: Vec::new(),
+            };
+            look.links(&layer, Layout::Blob, &[]).unwrap();
+            let paths = look.findings.into_iter().map(|finding| finding.path);
+            paths.collect::<Vec<_>>()
+        };
+        assert!(found().is_empty(), "{:?}", found());
+        for path in [directory.join("diff"), directory.join("objs"), link.clone()] {
+            let was = fs::read_link(&path).unwrap();
+            for other in [Some("/tmp"), None] {
+                fs::remove_file(&path).unwrap();
+                if let Some(other) = other {
+                    symlink(other, &path).unwrap();
+                }
+                assert_eq!(found(), [path.as_path()]);
+                let _ = fs::remove_file(&path);
+                symlink(&was, &path).unwrap();
+            }
+        }
+        fs::write(directory.join("lower"), "l/ABCDEFGHIJKLMNOPQRSTUVWXYZ").unwrap();
+        assert_eq!(found(), [directory.join("lower")]);
+        fs::remove_file(directory.join("lower")).unwrap();
+        fs::remove_file(directory.join("link")).unwrap();
+        assert_eq!(found(), [directory.join("link")]);
     }
 
     #[test]

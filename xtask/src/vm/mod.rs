@@ -37,7 +37,7 @@ const GUEST_FILES: &str = "guests";
 const DISKS: [&str; 3] = ["root", "work", "btrfs"];
 
 /// A boot with its tests takes two to three minutes on an idle machine.
-const BOOT_LIMIT: Duration = Duration::from_secs(15 * 60);
+const BOOT_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// What the guest runs.
 pub(crate) const GUEST: Root = Root {
