@@ -42,6 +42,7 @@ pub mod testing;
 
 pub use conf::{
     ConfError, ConfRules, ConfSource, Environment, NaiveDiffReason, OverlayOptions, StorageConf,
+    podman_version,
 };
 pub use digest::{
     ConfigDigest, DiffId, Digest, DigestError, InvalidDigest, ManifestDigest, chain_id,

@@ -71,7 +71,8 @@ pub fn podman_conf(
     };
     let mut text = String::new();
     let _ = writeln!(text, "[storage]\ndriver = \"overlay\"");
-    if place == Place::NewFile {
+    // podman before 5 fails with a file that leaves these out.
+    if place != Place::DropIn {
         let _ = writeln!(text, "graphroot = {}", quoted(&conf.graphroot));
         let _ = writeln!(text, "runroot = {}", quoted(&conf.runroot));
     }

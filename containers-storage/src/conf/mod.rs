@@ -113,10 +113,30 @@ impl ConfRules {
 
     /// The rules of the podman that is installed.
     fn installed() -> Self {
-        let output = Command::new("podman").arg("--version").output();
-        let text = output.map(|it| it.stdout).unwrap_or_default();
-        Self::of_version(&String::from_utf8_lossy(&text))
+        Self::of_version(&podman_version().unwrap_or_default())
     }
+}
+
+/// What `podman --version` prints; `None` if there is no podman that tells its version.
+///
+/// Some fail even at that with a storage.conf that they cannot use, so they are given one that they can.
+pub fn podman_version() -> Option<String> {
+    const CONF: &[u8] =
+        b"[storage]\ndriver = \"overlay\"\ngraphroot = \"/var/lib/containers/storage\"\n\
+                          runroot = \"/run/containers/storage\"\n";
+    let conf = rustix::fs::memfd_create("storage.conf", rustix::fs::MemfdFlags::CLOEXEC).ok()?;
+    rustix::io::write(&conf, CONF).ok()?;
+    let output = Command::new("podman")
+        .arg("--version")
+        // Opened anew by that name, the file is read from its beginning, however often.
+        .env("CONTAINERS_STORAGE_CONF", "/proc/self/fd/0")
+        .stdin(conf)
+        .output()
+        .ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Where a user's store is and how it is used.

@@ -1,6 +1,8 @@
 //! Every storage.conf that is really read: root's, and those of users who are named.
 
-use containers_storage::{ConfRules, Environment, StorageConf};
+use std::path::Path;
+
+use containers_storage::{ConfRules, ConfSource, Environment, StorageConf};
 use serde::Serialize;
 
 use super::{
@@ -11,7 +13,8 @@ use super::{
 use crate::{
     Enforcement, Error, Layout, check_host,
     podman_conf::{
-        OVERLAY_TABLE, STORES_TABLE, mountopt_line, names_store, stores_line, stores_line_without,
+        DROP_IN, MAIN_FILE, OVERLAY_TABLE, STORES_TABLE, mountopt_line, names_store, stores_line,
+        stores_line_without,
     },
 };
 
@@ -61,6 +64,31 @@ fn sentence(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// The line in the file that decides; where there is none, all lines that it needs.
+fn configure(
+    facts: &Facts,
+    conf: &StorageConf,
+    layout: Layout,
+    table: &'static str,
+    line: String,
+) -> Remedy {
+    if conf.source != ConfSource::BuiltIn {
+        return Remedy::line(conf, table, line);
+    }
+    let rules = facts.podman.as_ref().map(|podman| podman.rules);
+    let file = match rules {
+        Some(ConfRules::DropIns) => DROP_IN,
+        _ => MAIN_FILE,
+    };
+    let directory = Path::new(file).parent().unwrap_or(Path::new("/"));
+    Remedy::command(format!(
+        "conf=$(composefs-store --repo {} podman-conf --layout {layout}) && mkdir -p {} && \
+         printf '%s\\n' \"$conf\" >{file}",
+        shell(&facts.repository.path),
+        directory.display(),
+    ))
 }
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
@@ -123,7 +151,7 @@ fn check_root(facts: &Facts, user: &ConfFacts, conf: &StorageConf, findings: &mu
             "images are published in the layout blob, and it does not ask for naive diff".into(),
             "`podman build` and `podman commit` on them turn changed files into zeros and empty renamed \
              directories, without a word",
-            Remedy::line(conf, OVERLAY_TABLE, line),
+            configure(facts, conf, layout, OVERLAY_TABLE, line),
         ),
         _ => {}
     }
@@ -153,7 +181,13 @@ fn check_root(facts: &Facts, user: &ConfFacts, conf: &StorageConf, findings: &mu
             },
             "it does not name the store".into(),
             "podman does not see what is published",
-            Remedy::line(conf, STORES_TABLE, stores_line(conf, &repository.view)),
+            configure(
+                facts,
+                conf,
+                layout,
+                STORES_TABLE,
+                stores_line(conf, &repository.view),
+            ),
         );
     }
     let requires = overlay.has_mount_option("verity=require");

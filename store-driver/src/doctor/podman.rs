@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, process::Command, str::FromStr};
 
-use containers_storage::{ConfRules, Environment};
+use containers_storage::{ConfRules, Environment, podman_version};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -151,8 +151,7 @@ impl Info {
 
 /// The version of the podman that is installed.
 pub(super) fn version() -> Option<(Version, ConfRules)> {
-    let output = Command::new("podman").arg("--version").output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = podman_version()?;
     Some((text.parse().ok()?, ConfRules::of_version(&text)))
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use containers_storage::{ConfRules, ImageRecord, LayerId, LayerRecord};
+use containers_storage::{ConfRules, ConfSource, ImageRecord, LayerId, LayerRecord};
 
 use super::{
     published::LayerMount,
@@ -486,6 +486,28 @@ fn an_image_built_on_a_store_that_is_not_configured_gets_the_line_back() {
                 "additionalimagestores = [\"/repo/composefs-store/podman\"]"
             );
         }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn where_there_is_no_storage_conf_one_is_made_with_all_that_podman_needs() {
+    let mut facts = healthy();
+    let mut conf = StorageConf::parse("", Path::new("/x"), &Environment::default()).unwrap();
+    conf.source = ConfSource::BuiltIn;
+    facts.confs[0].conf = Ok(conf);
+    facts.main = None;
+    let findings = diagnose(&facts);
+    let found = findings
+        .iter()
+        .find(|it| it.finding == Kind::NotConfigured)
+        .unwrap();
+    match &found.remedy {
+        Remedy::Command { command, .. } => assert_eq!(
+            command,
+            "conf=$(composefs-store --repo /repo podman-conf --layout blob) && mkdir -p /etc/containers && \
+             printf '%s\\n' \"$conf\" >/etc/containers/storage.conf"
+        ),
         other => panic!("{other:?}"),
     }
 }
