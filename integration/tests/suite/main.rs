@@ -10,6 +10,7 @@ mod crashes;
 mod damage;
 mod deployments;
 mod disks;
+mod doctor;
 mod documents;
 mod faults;
 mod filesystems;
