@@ -298,8 +298,8 @@ fn podman_never_fails_while_images_change(release: Release, layout: Layout) -> R
         let roots = arena.configured("roots", &[])?.text();
         Ok(roots.contains("built on a published layer"))
     };
-    // The kernel may still be taking the container's mounts down. podman leaves some layers of its builds
-    // behind, without an image; as long as it has them, they are users.
+    // The kernel may still be taking the container's mounts down. podman may keep what it has built, and then
+    // it is a user.
     while !arena.layers()?.is_empty() && !used()? && Instant::now() < end {
         arena.configured("gc", &[])?;
     }
@@ -308,11 +308,6 @@ fn podman_never_fails_while_images_change(release: Release, layout: Layout) -> R
         assert_eq!(arena.layers()?, [] as [PathBuf; 0]);
         assert_eq!(arena.store.objects()?, [] as [PathBuf; 0]);
     }
-    let own = arena
-        .podman(&["images", "--all", "--quiet"])?
-        .success()?
-        .text();
-    assert_eq!(own, "", "podman has images of its own left");
     arena.store(&["fsck"])?;
     Ok(())
 }

@@ -33,9 +33,9 @@ const CASES: [(&str, Work, Caches); 4] = [
     ("`cat` of all files, hot", Work::Read, Caches::Hot),
 ];
 
-/// 8,000 files of 90 MB in 5 layers.
+/// 3,000 files of 34 MB in 5 layers.
 fn layers() -> Vec<Vec<Member>> {
-    const FILES: u64 = 8_000;
+    const FILES: u64 = 3_000;
     let layer = |n: u64| {
         let files = (n * FILES / 5)..((n + 1) * FILES / 5);
         files
@@ -70,7 +70,7 @@ pub(super) fn measure(bench: &Bench, section: &mut Section, rounds: usize) -> Re
         section.row(&cells(name, &times, "at most 1.1"));
     }
     section.paragraph(
-        "8,000 files of 90 MB in 5 layers; the time is that of the shell in the container alone, not of \
+        "3,000 files of 34 MB in 5 layers; the time is that of the shell in the container alone, not of \
          podman. Cold: after the container has started, everything is written and \
          `/proc/sys/vm/drop_caches` is 3, which empties the page cache of the machine, also that of the \
          file behind the loop device. Hot: another container of the same engine has read everything; this \
