@@ -92,6 +92,66 @@ fn import_into_a_full_ext4_stops_and_succeeds_as_soon_as_it_fits() -> Result<()>
     Ok(())
 }
 
+/// Leaves `left` inodes of a filesystem: takes the others with empty files, or gives some back.
+fn leave_inodes(dir: &Path, left: u64) -> Result<()> {
+    let fillers = dir.join("fillers");
+    std::fs::create_dir_all(&fillers)?;
+    let mut taken = std::fs::read_dir(&fillers)?.count();
+    let mut free = rustix::fs::statvfs(dir)?.f_ffree;
+    while free > left {
+        File::create(fillers.join(taken.to_string()))?;
+        (taken, free) = (taken + 1, free - 1);
+    }
+    while free < left {
+        taken = taken.checked_sub(1).context("too few inodes")?;
+        std::fs::remove_file(fillers.join(taken.to_string()))?;
+        free += 1;
+    }
+    Ok(())
+}
+
+#[test]
+fn import_that_runs_out_of_inodes_names_nothing_and_succeeds_when_there_are_more() -> Result<()> {
+    let scene = scene()?;
+    let arguments = scene.import_arguments();
+    let arguments = arguments.each_ref().map(String::as_str);
+    let disk = Filesystem::new(&Peers::from_env()?, Kind::Ext4, 32)?;
+    let (mut before, mut during) = (0, 0);
+    // From too few for anything to one too few for the last name: an import needs about 300, most of
+    // them for the directories of objects.
+    for left in (0..40).step_by(3).chain((40..360).step_by(32)) {
+        let context = || format!("with {left} inodes");
+        leave_inodes(disk.path(), 1000)?;
+        let store = Store::init(
+            &scene.machine,
+            &disk.path().join(format!("repository{left}")),
+        )?;
+        leave_inodes(disk.path(), left)?;
+        let done = store.finish(&arguments)?;
+        let complete = done.status.success();
+        if !complete {
+            let done = done.refused().with_context(context)?;
+            if done.stderr.contains("inodes are needed") {
+                before += 1;
+            } else {
+                let words = ["No space left on device", "inode", "repository"];
+                done.refused_with(&words).with_context(context)?;
+                during += 1;
+            }
+        }
+        store.ok(&["fsck"]).with_context(context)?;
+        let images = store.ok(&["images", "--json"])?.text();
+        assert_eq!(images.contains(IMAGE), complete, "{}: {images}", context());
+        leave_inodes(disk.path(), 1000)?;
+        store.ok(&arguments).with_context(context)?;
+        store.ok(&["fsck"]).with_context(context)?;
+        cfsctl_ok(store.repo(), &["fsck"]).with_context(context)?;
+        std::fs::remove_dir_all(store.repo())?;
+    }
+    ensure!(before > 0 && during > 3, "{before} before, {during} during");
+    Ok(())
+}
+
 /// A filesystem on a disk that is larger than what is behind it, as thin provisioning makes them: what
 /// is written beyond is lost, with an I/O error for whoever syncs.
 struct ThinDisk {

@@ -12,7 +12,8 @@ use integration::fixture::noise;
 use integration::store::Layout;
 use integration::tar::Member;
 use integration::{
-    Containers, Driver, Engine, Finished, Fixture, Kind, Podman, Release, Store, finish, ok,
+    Containers, Driver, Engine, Filesystem, Finished, Fixture, Kind, Peers, Podman, Release, Store,
+    finish, ok,
 };
 use serde_json::Value;
 
@@ -196,6 +197,58 @@ fn a_transient_store_gives_the_same_repository_while_containers_run() -> Result<
         engine.ok(&["commit", "--quiet", "running", committed])?;
         bench.same_as_copied(&engine, committed, "committed")?;
         engine.ok(&["rm", "--force", "--time", "0", "running"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_additional_store_on_a_read_only_filesystem_gives_the_same_repository() -> Result<()> {
+    for release in [Release::Host, Release::Sid] {
+        let bench = Bench::hard(release)?;
+        let other = Filesystem::new(&Peers::from_env()?, Kind::Xfs, 1024)?;
+        let maker = Podman::new(
+            &bench.scene.machine,
+            &other.path().join("maker"),
+            &Engine::default(),
+        )?;
+        bench.load(&maker)?;
+        let remount = |options: &str| {
+            let mut mount = Command::new("mount");
+            ok(mount.args(["-o", options]).arg(other.path()))
+        };
+        remount("remount,ro")?;
+        let engine = bench.engine("elsewhere", &Engine::with_store(&maker.graphroot()))?;
+        engine.ok(&["run", "--rm", IMAGE, "true"])?;
+        bench.same_from(&engine, "locked")?;
+        // As it comes in an image of an operating system: without lock files.
+        remount("remount,rw")?;
+        for lock in ["overlay-layers/layers.lock", "overlay-images/images.lock"] {
+            std::fs::remove_file(maker.graphroot().join(lock))?;
+        }
+        remount("remount,ro")?;
+        let report = bench.same_from(&engine, "elsewhere")?;
+        let total = &report["total"];
+        ensure!(
+            total["reflinked"]["files"] == 0 && total["copied"]["files"].as_u64() > Some(20),
+            "{total}"
+        );
+
+        // On the repository's filesystem, seen through a read-only mount: there its files are cloned.
+        let shown = bench.place("shown");
+        std::fs::create_dir(&shown)?;
+        bench.scene.machine.sh(&format!(
+            "mount --bind {from} {at} && mount -o remount,bind,ro {at}",
+            from = bench.scene.own.graphroot().display(),
+            at = shown.display()
+        ))?;
+        let engine = bench.engine("same-disk", &Engine::with_store(&shown))?;
+        engine.ok(&["run", "--rm", IMAGE, "true"])?;
+        let report = bench.same_from(&engine, "same-disk")?;
+        let total = &report["total"];
+        ensure!(
+            total["reflinked"]["files"].as_u64() > Some(20) && total["copied"]["files"] == 0,
+            "{total}"
+        );
     }
     Ok(())
 }
