@@ -35,6 +35,7 @@ mod scene;
 mod sources;
 mod storages;
 mod stress;
+mod together;
 mod tools;
 mod trees;
 mod verified;

@@ -26,6 +26,14 @@ const EXCUSES: [&str; 2] = [
     "was removed or changed by another process",
 ];
 
+/// How long each test goes on.
+pub(crate) fn seconds() -> Result<u64> {
+    match std::env::var("COMPOSEFS_STORE_STRESS") {
+        Ok(seconds) => seconds.parse().context("COMPOSEFS_STORE_STRESS"),
+        Err(_) => Ok(30),
+    }
+}
+
 fn image(number: u64) -> String {
     format!("localhost/stress{number}:latest")
 }
@@ -47,7 +55,7 @@ fn fixtures(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Runs a command that must end.
-fn bounded(command: &mut Command) -> Result<Finished> {
+pub(crate) fn bounded(command: &mut Command) -> Result<Finished> {
     let mut timed = Command::new("timeout");
     timed.args(["--signal", "KILL", PATIENCE]);
     timed.arg(command.get_program()).args(command.get_args());
@@ -142,10 +150,6 @@ fn pick(number: u64, salt: u64) -> u64 {
 }
 
 fn import_and_podman_do_not_harm_each_other(release: Release) -> Result<()> {
-    let seconds = match std::env::var("COMPOSEFS_STORE_STRESS") {
-        Ok(seconds) => seconds.parse().context("COMPOSEFS_STORE_STRESS")?,
-        Err(_) => 30,
-    };
     let disk = Filesystem::new(&Peers::from_env()?, Kind::Xfs, 4096)?;
     let machine = Machine::start(&Peers::from_env()?, release)?;
     let podman = Podman::new(&machine, &disk.path().join("own"), &Engine::default())?;
@@ -154,7 +158,7 @@ fn import_and_podman_do_not_harm_each_other(release: Release) -> Result<()> {
         podman,
         store,
         layouts: fixtures(disk.path())?,
-        end: Instant::now() + Duration::from_secs(seconds),
+        end: Instant::now() + Duration::from_secs(seconds()?),
         loaded: AtomicUsize::new(0),
         imported: AtomicUsize::new(0),
         excused: AtomicUsize::new(0),
