@@ -202,6 +202,11 @@ fn a_plan_writes_nothing_and_is_what_is_done_then() {
     let removed = |decision: Decision| decision.is_removal();
     for item in planned.streams.iter().filter(|item| removed(item.decision)) {
         expected.push(directory.path().join("streams").join(item.name.as_str()));
+        // What is kept of a layer's files goes with its name.
+        if let Some(layer) = item.name.as_str().strip_prefix("oci-layer-sha256:") {
+            let kept = directory.path().join("composefs-store/checksums");
+            expected.push(kept.join(layer));
+        }
     }
     for item in planned.images.iter().filter(|item| removed(item.decision)) {
         expected.push(directory.path().join("images").join(item.name.to_hex()));

@@ -4,7 +4,8 @@ use crate::isolate;
 use crate::scratch::Scratch;
 use crate::setup;
 use crate::steps::{Steps, build, cargo, ok};
-use anyhow::{Context, Result};
+use crate::vm;
+use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,7 +18,13 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     if filter.is_none() {
         steps.run("format", || ok(cargo().args(["fmt", "--all", "--check"])))?;
     }
-    steps.run("packages, root directories and peers", setup::for_tests)?;
+    steps.run("packages, root directories and peers", || {
+        setup::for_tests()?;
+        if filter.is_none() {
+            setup::for_vm()?;
+        }
+        Ok(())
+    })?;
     if filter.is_none() {
         steps.run("lints", || {
             ok(cargo()
@@ -29,7 +36,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
             ok(cargo().args(["test", "--quiet", "--package", "integration", "--lib"]))
         })?;
     }
-    let built = steps.run("build for the end-to-end tests", programs)?;
+    let built = steps.run("build for the end-to-end tests", || programs(filter))?;
     let scratch = Scratch::new()?;
     let bin = scratch.path().join("bin");
     std::fs::create_dir(&bin)?;
@@ -40,10 +47,30 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     }
     let mut command: Vec<OsString> = vec![built.suite.into()];
     command.extend(filter.map(OsString::from));
-    let status = steps.run("end-to-end tests", || isolate::run(scratch, &command))?;
+    // Side by side: the end-to-end tests wait for disks and containers now and then.
+    let machine = built
+        .machine
+        .map(|programs| std::thread::spawn(move || vm::run_in(Scratch::new()?, &programs, None)));
+    let status = steps.run("end-to-end tests", || isolate::run(scratch, &command));
+    let machine = machine.map(|machine| {
+        steps.run("virtual machine, beyond that", || {
+            machine
+                .join()
+                .unwrap_or_else(|_| bail!("its thread panicked"))
+        })
+    });
+    let status = worse(status?, machine.transpose()?);
     steps.report();
     eprintln!("{:8.1} s  on the clock", begin.elapsed().as_secs_f64());
     Ok(status)
+}
+
+/// The status of two stages together.
+fn worse(first: ExitCode, second: Option<ExitCode>) -> ExitCode {
+    match second {
+        Some(second) if first == ExitCode::SUCCESS => second,
+        _ => first,
+    }
 }
 
 /// What the end-to-end tests need from cargo.
@@ -51,10 +78,13 @@ struct Built {
     /// Names in the scratch directory, and where the programs are now.
     programs: Vec<(&'static str, PathBuf)>,
     suite: PathBuf,
+    /// Those of the virtual machine, if it is to run.
+    machine: Option<vm::Programs>,
 }
 
-/// Builds the program with and without failpoints, and the end-to-end tests.
-fn programs() -> Result<Built> {
+/// Builds the program with and without failpoints, the end-to-end tests, and, unless these are filtered, those
+/// of the virtual machine.
+fn programs(filter: Option<&str>) -> Result<Built> {
     const PACKAGE: [&str; 4] = ["build", "--quiet", "--package", "composefs-store"];
     const SUITE: [&str; 7] = [
         "test",
@@ -80,5 +110,6 @@ fn programs() -> Result<Built> {
             ("composefs-store-failpoints", kept),
         ],
         suite: build(&SUITE, "suite")?,
+        machine: filter.is_none().then(vm::programs).transpose()?,
     })
 }

@@ -19,6 +19,7 @@ mod hostile;
 mod images;
 mod importing;
 mod inspecting;
+mod interrupted;
 mod keeping;
 mod kernel;
 mod locking;
