@@ -137,10 +137,26 @@ impl From<StorageConf> for Stores {
     }
 }
 
-/// The stores seen so far, one JSON file beside our store.
+/// A store as it is written down.
+#[derive(Serialize, Deserialize)]
+struct Noted {
+    #[serde(flatten)]
+    consumer: Consumer,
+    /// Whether it has ever been seen. One that podman has not made yet holds nothing.
+    #[serde(default = "seen")]
+    seen: bool,
+}
+
+/// Files of earlier versions have only stores that were seen.
+fn seen() -> bool {
+    true
+}
+
+/// The stores known so far, one JSON file beside our store.
 pub(crate) struct Consumers {
     path: PathBuf,
-    known: BTreeSet<Consumer>,
+    /// Each, and whether it has ever been seen.
+    known: BTreeMap<Consumer, bool>,
     /// Stores that are not to be written down.
     found: BTreeSet<Consumer>,
 }
@@ -149,32 +165,35 @@ impl Consumers {
     pub(crate) fn read(paths: &StorePaths) -> Result<Self> {
         let path = paths.private().join("podman-consumers.json");
         let known = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
+            Ok(text) => serde_json::from_slice::<Vec<Noted>>(&text)
                 .map_err(|error| Error::io("read", &path)(io::Error::from(error)))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(Error::io("read", path)(error)),
         };
         Ok(Self {
             path,
-            known,
+            known: known.into_iter().map(|it| (it.consumer, it.seen)).collect(),
             found: BTreeSet::new(),
         })
     }
 
-    /// Adds stores, but those that do not exist yet: one that podman has never used holds nothing. Whether
-    /// there is one to be written down.
+    /// Adds stores. Whether there is something to be written down: podman may make a store after an image
+    /// was published for it, and it is remembered then already.
     pub(crate) fn add(&mut self, stores: &Stores) -> bool {
-        let existing = |confs: &[StorageConf]| -> Vec<Consumer> {
-            let consumers = confs.iter().map(Consumer::from);
-            consumers.filter(|it| it.graphroot.exists()).collect()
-        };
-        self.found.extend(existing(&stores.found));
-        let before = self.known.len();
-        self.known.extend(existing(&stores.configured));
-        self.known.len() > before
+        let found = stores.found.iter().map(Consumer::from);
+        self.found
+            .extend(found.filter(|consumer| consumer.graphroot.exists()));
+        let before = self.known.clone();
+        for conf in &stores.configured {
+            self.known.entry(conf.into()).or_insert(false);
+        }
+        for (consumer, seen) in &mut self.known {
+            *seen = *seen || consumer.graphroot.exists();
+        }
+        self.known != before
     }
 
-    /// Adds stores, and writes down those that are new.
+    /// Adds stores, and writes down what is new.
     pub(crate) fn note(&mut self, stores: &Stores) -> Result<()> {
         if !self.add(stores) {
             return Ok(());
@@ -182,7 +201,15 @@ impl Consumers {
         let write = || -> io::Result<()> {
             let parent = self.path.parent().unwrap_or(Path::new("/"));
             let mut file = tempfile::NamedTempFile::new_in(parent)?;
-            serde_json::to_writer_pretty(&mut file, &self.known)?;
+            let noted: Vec<Noted> = self
+                .known
+                .iter()
+                .map(|(consumer, seen)| Noted {
+                    consumer: consumer.clone(),
+                    seen: *seen,
+                })
+                .collect();
+            serde_json::to_writer_pretty(&mut file, &noted)?;
             file.as_file().sync_all()?;
             file.persist(&self.path)?;
             fs::File::open(parent)?.sync_all()
@@ -225,7 +252,11 @@ impl Consumers {
 
     fn users_in_stores(&self, layers: &[(LayerId, Option<LinkId>)]) -> Users {
         let mut users = Users::default();
-        for consumer in self.known.union(&self.found) {
+        let not_made = |consumer: &Consumer, seen: bool| !seen && !consumer.graphroot.exists();
+        let known = self.known.iter();
+        let known = known.filter_map(|(it, seen)| (!not_made(it, *seen)).then_some(it));
+        let consumers: BTreeSet<&Consumer> = known.chain(&self.found).collect();
+        for consumer in consumers {
             if let Err(Unreadable { path, why }) = scan(consumer, layers, &mut users) {
                 let why = format!(
                     "{why}; if podman's store {} is gone for good, remove it from {}",
@@ -495,7 +526,7 @@ mod tests {
             Self {
                 consumers: Consumers {
                     path: root.path().join("consumers.json"),
-                    known: BTreeSet::from([consumer]),
+                    known: BTreeMap::from([(consumer, true)]),
                     found: BTreeSet::new(),
                 },
                 root,
@@ -580,6 +611,28 @@ mod tests {
         );
         let runroot = fixture.root.path().join("run");
         assert_eq!(fixture.users(), [User::Mounted { runroot }]);
+    }
+
+    #[test]
+    fn a_store_that_podman_has_not_made_yet_is_remembered_and_one_that_is_gone_is_in_use() {
+        let mut fixture = Fixture::new();
+        let graph = fixture.root.path().join("graph");
+        let aside = fixture.root.path().join("aside");
+        fs::rename(&graph, &aside).unwrap();
+        for seen in fixture.consumers.known.values_mut() {
+            *seen = false;
+        }
+        assert_eq!(fixture.users(), []);
+        assert!(!fixture.consumers.add(&Stores::default()));
+
+        fs::rename(&aside, &graph).unwrap();
+        assert!(fixture.consumers.add(&Stores::default()));
+        assert_eq!(fixture.users(), []);
+        fs::rename(&graph, &aside).unwrap();
+        assert!(matches!(
+            fixture.users().as_slice(),
+            [User::Unreadable { .. }]
+        ));
     }
 
     #[test]
