@@ -1,7 +1,7 @@
 //! podman loading, removing, pruning and creating containers while images are imported from its storage
 //! and garbage is collected in the repository: neither side is ever harmed, and nobody waits for ever.
 //!
-//! `COMPOSEFS_STORE_STRESS` says for how many seconds each test goes on; by default 30.
+//! `COMPOSEFS_STORE_STRESS` says for how many seconds each test goes on; by default 15.
 
 use crate::peers::cfsctl_ok;
 use anyhow::{Context, Result, ensure};
@@ -30,7 +30,7 @@ const EXCUSES: [&str; 2] = [
 pub(crate) fn seconds() -> Result<u64> {
     match std::env::var("COMPOSEFS_STORE_STRESS") {
         Ok(seconds) => seconds.parse().context("COMPOSEFS_STORE_STRESS"),
-        Err(_) => Ok(30),
+        Err(_) => Ok(15),
     }
 }
 
