@@ -143,6 +143,13 @@ fn forget_hidden(repository: &Repository, store: &mut Store, patience: Duration)
     Ok(())
 }
 
+/// The layers that images have, of all that there are.
+fn layers_of(images: &[&ImageRecord], layers: &[LayerRecord]) -> HashSet<LayerId> {
+    with_ancestors(layers, |id| {
+        images.iter().any(|image| image.layer.as_ref() == Some(id))
+    })
+}
+
 /// Who uses the layers that an image has and no other published image.
 fn users_of_image(repository: &Repository, store: &Store, image: &ImageId) -> Result<Vec<User>> {
     let records = store.own.root().image_records()?;
@@ -150,14 +157,9 @@ fn users_of_image(repository: &Repository, store: &Store, image: &ImageId) -> Re
         records.iter().partition(|record| record.id == *image);
     others.retain(|record| !is_hidden(record));
     let layers = store.own.root().layer_records()?;
-    let below = |images: &[&ImageRecord]| {
-        with_ancestors(&layers, |id| {
-            images.iter().any(|image| image.layer.as_ref() == Some(id))
-        })
-    };
-    let needed = below(&others);
+    let needed = layers_of(&others, &layers);
     let mut asked = Vec::new();
-    for layer in below(&own) {
+    for layer in layers_of(&own, &layers) {
         if !needed.contains(&layer) {
             let link = link_of(&store.paths, &layer)?;
             asked.push((layer, link));
@@ -214,12 +216,8 @@ fn candidates(own: &OwnStore) -> Result<(Vec<LayerRecord>, HashSet<LayerId>)> {
     let images = own.root().image_records()?;
     let (hidden, published): (Vec<_>, Vec<_>) = images.iter().partition(|image| is_hidden(image));
     let mut records = own.root().layer_records()?;
-    let below = |images: &[&ImageRecord]| {
-        with_ancestors(&records, |id| {
-            images.iter().any(|image| image.layer.as_ref() == Some(id))
-        })
-    };
-    let (needed, hidden) = (below(&published), below(&hidden));
+    let needed = layers_of(&published, &records);
+    let hidden = layers_of(&hidden, &records);
     records.retain(|record| !needed.contains(&record.id));
     Ok((records, hidden))
 }

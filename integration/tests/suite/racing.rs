@@ -7,16 +7,16 @@
 use crate::on_top::link_ids;
 use crate::publishing::give_half_made_layers_a_directory;
 use crate::scene::unique;
+use crate::stress::bounded;
 use anyhow::{Context, Result, bail, ensure};
 use integration::fixture::noise;
 use integration::store::Layout;
 use integration::tar::Member;
 use integration::{
     Access, DockerRegistry, Engine, Filesystem, Finished, Fixture, Kind, Machine, Peers, Podman,
-    Release, Store, finish,
+    Release, Store,
 };
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -29,9 +29,6 @@ const VERSIONS: [&str; 2] = ["localhost/version:1", "localhost/version:2"];
 
 /// What is built on [`APP`].
 const BUILT: &str = "localhost/built:latest";
-
-/// Longer than any single command takes on a busy machine: whoever takes longer waits for ever.
-const PATIENCE: &str = "240";
 
 /// An image whose files, in several layers, all say which one it is.
 fn image(dir: &Path, seed: u64, version: u64) -> Result<Fixture> {
@@ -63,19 +60,6 @@ struct Arena {
 
 /// What the threads do, as indices of their counters.
 const TASKS: [&str; 6] = ["list", "run", "build", "other", "move", "come and go"];
-
-fn bounded(command: &mut Command) -> Result<Finished> {
-    let mut timed = Command::new("timeout");
-    timed.args(["--signal", "KILL", PATIENCE]);
-    timed.arg(command.get_program()).args(command.get_args());
-    timed.env_clear();
-    for (key, value) in command.get_envs() {
-        if let Some(value) = value {
-            timed.env(key, value);
-        }
-    }
-    finish(&mut timed)
-}
 
 impl Arena {
     fn podman(&self, arguments: &[&str]) -> Result<Finished> {
