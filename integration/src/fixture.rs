@@ -56,8 +56,21 @@ impl Fixture {
 
     /// A runnable image with one more layer for each of `layers`.
     pub fn with_layers(dir: &Path, layers: Vec<Vec<Member>>) -> Result<Self> {
+        Self::on(base()?, dir, layers)
+    }
+
+    /// A runnable image of which every layer is of its own: `number`, which no other image has, stands in
+    /// the lowest. What a test running beside this one mounts keeps layers of the same content, so that
+    /// tests of what goes need such images.
+    pub fn of_own_layers(dir: &Path, number: u64, layers: Vec<Vec<Member>>) -> Result<Self> {
+        let mut lowest = base()?;
+        lowest.push(Member::file("etc/fixture", number.to_string()));
+        Self::on(lowest, dir, layers)
+    }
+
+    fn on(lowest: Vec<Member>, dir: &Path, layers: Vec<Vec<Member>>) -> Result<Self> {
         let mut image = Image::default();
-        image.layer(base()?, Dialect::Pax, Encoding::Gzip);
+        image.layer(lowest, Dialect::Pax, Encoding::Gzip);
         for members in layers {
             image.layer(members, Dialect::Pax, Encoding::Plain);
         }

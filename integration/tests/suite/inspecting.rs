@@ -17,7 +17,7 @@ const OTHER: &str = "localhost/other:1";
 fn fixture(dir: &Path) -> Result<Fixture> {
     let seed = unique();
     let layer = |n: u64| vec![Member::file(format!("layer{n}"), noise(seed + n, 10_000))];
-    Fixture::with_layers(dir, (1..3).map(layer).collect())
+    Fixture::of_own_layers(dir, seed, (1..3).map(layer).collect())
 }
 
 /// A scene with two images imported from podman's storage.

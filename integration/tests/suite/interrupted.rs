@@ -46,7 +46,7 @@ const STRIDE: usize = 5;
 fn fixture(dir: &Path) -> Result<Fixture> {
     let seed = unique();
     let layer = |n: u64| vec![Member::file(format!("layer{n}"), noise(seed + n, 10_000))];
-    Fixture::with_layers(dir, (1..3).map(layer).collect())
+    Fixture::of_own_layers(dir, seed, (1..3).map(layer).collect())
 }
 
 /// A scene with a published image that nobody touches, beside the one that is.

@@ -25,7 +25,7 @@ fn small(dir: &Path) -> Result<Fixture> {
         });
         files.collect()
     };
-    Fixture::with_layers(dir, (1..4).map(layer).collect())
+    Fixture::of_own_layers(dir, seed, (1..4).map(layer).collect())
 }
 
 fn gc_for(scene: &Scene, podman: &Podman) -> Result<()> {
@@ -204,7 +204,11 @@ fn cfsctl_keeps_what_our_gc_kept() -> Result<()> {
     scene.store.ok(&["untag", "pinned"])?;
     scene.store.ok(&["untag", IMAGE])?;
     gc_for(&scene, &podman)?;
-    ensure!(kinds(&scene)? == ["pin", "published"]);
+    ensure!(
+        kinds(&scene)? == ["pin", "published"],
+        "{}",
+        scene.store.ok(&["roots"])?.text()
+    );
     let kept = scene.store.objects()?;
     ensure!(!kept.is_empty());
     cfsctl(&scene, &["gc"])?;

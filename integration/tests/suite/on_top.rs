@@ -236,7 +236,7 @@ pub(crate) fn small(dir: &Path) -> Result<Fixture> {
         let file = |f| Member::file(format!("layer{n}-{f}"), noise(seed + 10 * n + f, 3000));
         (0..5).map(file).collect()
     };
-    Fixture::with_layers(dir, (1..4).map(layer).collect())
+    Fixture::of_own_layers(dir, seed, (1..4).map(layer).collect())
 }
 
 /// Short names of layers by directory.

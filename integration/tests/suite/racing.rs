@@ -39,8 +39,9 @@ fn image(dir: &Path, seed: u64, version: u64) -> Result<Fixture> {
         members
     };
     let shared = (0..10).map(|f| Member::file(format!("shared/{f}"), noise(seed + f, 20_000)));
-    Fixture::with_layers(
+    Fixture::of_own_layers(
         dir,
+        seed,
         vec![shared.collect(), layer(1 + 10 * version), layer(2)],
     )
 }

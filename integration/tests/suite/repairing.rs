@@ -13,7 +13,7 @@ fn scene() -> Result<Scene> {
     Scene::new(Release::Trixie, Kind::Xfs, |dir| {
         let seed = unique();
         let layer = |n: u64| vec![Member::file(format!("layer{n}"), noise(seed + n, 10_000))];
-        Fixture::with_layers(dir, (1..4).map(layer).collect())
+        Fixture::of_own_layers(dir, seed, (1..4).map(layer).collect())
     })
 }
 

@@ -63,7 +63,8 @@ fn fixtures(dir: &Path) -> Result<Vec<PathBuf>> {
     (0..IMAGES)
         .map(|number| {
             let layers = vec![layer(9), layer(number)];
-            let fixture = Fixture::with_layers(&dir.join(format!("layout{number}")), layers)?;
+            let fixture =
+                Fixture::of_own_layers(&dir.join(format!("layout{number}")), seed, layers)?;
             Ok(fixture.layout().to_owned())
         })
         .collect()
