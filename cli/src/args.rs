@@ -222,6 +222,32 @@ Examples:
 
 Each finding names what is wrong and who needs it: images, containers, boot entries.")]
     Fsck(Fsck),
+    /// Print completions of the command line for a shell
+    #[command(after_help = "\
+Examples:
+  composefs-store completions bash >/usr/share/bash-completion/completions/composefs-store
+  composefs-store completions fish >/usr/share/fish/vendor_completions.d/composefs-store.fish
+  composefs-store completions zsh >/usr/local/share/zsh/site-functions/_composefs-store")]
+    Completions(Completions),
+    /// Write manual pages, one for each command, into a directory
+    #[command(after_help = "\
+Examples:
+  composefs-store man /usr/local/share/man/man1 && man composefs-store-import")]
+    Man(Man),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// The directory, which must exist
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

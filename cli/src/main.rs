@@ -109,6 +109,8 @@ fn run(context: &Context, command: Command) -> anyhow::Result<Outcome> {
         Command::Lease(command) => commands::keep::lease(context, &command),
         Command::Verify(args) => commands::verify::verify(context, &args),
         Command::Fsck(args) => commands::fsck::fsck(context, &args),
+        Command::Completions(args) => commands::manual::completions(&args),
+        Command::Man(args) => commands::manual::man(&args),
     }
 }
 

@@ -1,16 +1,16 @@
 //! Named points at which a test can kill the process, to prove that no durable step can be
-//! interrupted with harm. Without the cargo feature `enabled` they are nothing.
+//! interrupted with harm. In a release build they are nothing: only one with debug assertions has them.
 #![forbid(unsafe_code)]
 
 /// Kills the process with SIGKILL if `COMPOSEFS_STORE_FAILPOINT` is `name` or, for the n-th time (from
-/// 1) this point is reached, `name:n`. Does nothing unless built with the feature `enabled`.
-#[cfg(not(feature = "enabled"))]
+/// 1) this point is reached, `name:n`. Does nothing unless built with debug assertions.
+#[cfg(not(debug_assertions))]
 #[inline]
 pub fn failpoint(_name: &str) {}
 
 /// Kills the process with SIGKILL if `COMPOSEFS_STORE_FAILPOINT` is `name` or, for the n-th time (from
-/// 1) this point is reached, `name:n`. Does nothing unless built with the feature `enabled`.
-#[cfg(feature = "enabled")]
+/// 1) this point is reached, `name:n`. Does nothing unless built with debug assertions.
+#[cfg(debug_assertions)]
 pub fn failpoint(name: &str) {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};

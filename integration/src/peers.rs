@@ -66,15 +66,10 @@ impl Peers {
         )
     }
 
-    /// The program under test.
-    pub fn composefs_store(&self) -> Result<PathBuf> {
-        existing(self.scratch.join("bin/composefs-store"))
-    }
-
     /// The program under test, built so that it kills itself at the step named in the environment
     /// variable `COMPOSEFS_STORE_FAILPOINT`.
-    pub fn composefs_store_with_failpoints(&self) -> Result<PathBuf> {
-        existing(self.scratch.join("bin/composefs-store-failpoints"))
+    pub fn composefs_store(&self) -> Result<PathBuf> {
+        existing(self.scratch.join("bin/composefs-store"))
     }
 }
 

@@ -68,13 +68,14 @@ impl Store {
     /// A command of the program on its machine.
     pub fn command(&self, args: &[&str]) -> Result<Command> {
         let program = self.machine.peers().composefs_store()?;
-        Ok(self.prepare(&program, args))
+        let mut command = self.machine.command(program);
+        command.arg("--repo").arg(&self.repo).args(args);
+        Ok(command)
     }
 
-    /// The same command of a build that kills itself at the `failpoint`.
+    /// The same command, which kills itself at the `failpoint`.
     pub fn command_killed_at(&self, failpoint: &str, args: &[&str]) -> Result<Command> {
-        let program = self.machine.peers().composefs_store_with_failpoints()?;
-        let mut command = self.prepare(&program, args);
+        let mut command = self.command(args)?;
         command.env("COMPOSEFS_STORE_FAILPOINT", failpoint);
         Ok(command)
     }
@@ -87,12 +88,6 @@ impl Store {
         command.args(rest).arg(program);
         command.arg("--repo").arg(&self.repo).args(args);
         Ok(command)
-    }
-
-    fn prepare(&self, program: &Path, args: &[&str]) -> Command {
-        let mut command = self.machine.command(program);
-        command.arg("--repo").arg(&self.repo).args(args);
-        command
     }
 
     /// Runs the program and fails unless it succeeds.

@@ -12,7 +12,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fs::File,
-    io::{self, Read, Write},
+    io::{self, BufWriter, Read, Write},
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -253,7 +253,8 @@ const SEGMENT_TYPE: u8 = 2;
 
 /// Writes lines; collects bytes until a segment is worth one.
 struct Lines<W: Write> {
-    out: GzEncoder<W>,
+    /// The encoder clears a buffer of its own for every write, so it gets few large ones.
+    out: BufWriter<GzEncoder<W>>,
     pending: Vec<u8>,
     position: u64,
 }
@@ -261,7 +262,7 @@ struct Lines<W: Write> {
 impl<W: Write> Lines<W> {
     fn new(out: W) -> Self {
         Self {
-            out: GzEncoder::new(out, Compression::fast()),
+            out: BufWriter::with_capacity(64 << 10, GzEncoder::new(out, Compression::fast())),
             pending: Vec::new(),
             position: 0,
         }
@@ -329,7 +330,11 @@ impl<W: Write> Lines<W> {
 
     fn finish(mut self) -> io::Result<()> {
         self.flush()?;
-        self.out.finish()?.flush()
+        let encoder = self
+            .out
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?;
+        encoder.finish()?.flush()
     }
 }
 

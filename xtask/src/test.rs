@@ -27,13 +27,14 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     })?;
     if filter.is_none() {
         steps.run("lints", || {
-            ok(cargo()
-                .args(["clippy", "--quiet", "--workspace", "--all-targets"])
-                .args(["--", "--deny", "warnings"]))
+            lint(&["--all-targets"])?;
+            lint(&END_TO_END)
+        })?;
+        steps.run("build for the unit tests", || {
+            ok(cargo().args(["test", "--quiet", "--workspace", "--no-run"]))
         })?;
         steps.run("unit tests", || {
-            ok(cargo().args(["test", "--quiet", "--workspace", "--exclude", "integration"]))?;
-            ok(cargo().args(["test", "--quiet", "--package", "integration", "--lib"]))
+            ok(cargo().args(["test", "--quiet", "--workspace"]))
         })?;
     }
     let built = steps.run("build for the end-to-end tests", || programs(filter))?;
@@ -73,6 +74,16 @@ fn worse(first: ExitCode, second: Option<ExitCode>) -> ExitCode {
     }
 }
 
+/// The targets that `--all-targets` leaves out, because nobody can run them by themselves.
+const END_TO_END: [&str; 4] = ["--test", "suite", "--test", "guest"];
+
+fn lint(targets: &[&str]) -> Result<()> {
+    ok(cargo()
+        .args(["clippy", "--quiet", "--workspace"])
+        .args(targets)
+        .args(["--", "--deny", "warnings"]))
+}
+
 /// What the end-to-end tests need from cargo.
 struct Built {
     /// Names in the scratch directory, and where the programs are now.
@@ -82,34 +93,29 @@ struct Built {
     machine: Option<vm::Programs>,
 }
 
-/// Builds the program with and without failpoints, the end-to-end tests, and, unless these are filtered, those
-/// of the virtual machine.
+/// Builds the program, the end-to-end tests, and, unless these are filtered, those of the virtual machine.
 fn programs(filter: Option<&str>) -> Result<Built> {
-    const PACKAGE: [&str; 4] = ["build", "--quiet", "--package", "composefs-store"];
-    const SUITE: [&str; 7] = [
-        "test",
-        "--quiet",
-        "--no-run",
-        "--package",
-        "integration",
-        "--test",
-        "suite",
-    ];
-    let with_failpoints = build(
-        &[PACKAGE.as_slice(), &["--features", "failpoints"]].concat(),
-        "composefs-store",
-    )?;
-    // The second build has the same place.
-    let kept = with_failpoints.with_file_name("composefs-store-failpoints");
-    std::fs::rename(&with_failpoints, &kept)
-        .with_context(|| format!("rename {}", with_failpoints.display()))?;
-    let plain = build(&PACKAGE, "composefs-store")?;
     Ok(Built {
-        programs: vec![
-            ("composefs-store", plain),
-            ("composefs-store-failpoints", kept),
-        ],
-        suite: build(&SUITE, "suite")?,
+        programs: vec![("composefs-store", program()?)],
+        suite: test_program("suite")?,
         machine: filter.is_none().then(vm::programs).transpose()?,
     })
+}
+
+/// Builds the program under test, with failpoints.
+pub(crate) fn program() -> Result<PathBuf> {
+    // It comes with the tests of its package, which have been built if the unit tests have.
+    build_of_tests("words", "composefs-store")
+}
+
+/// Builds tests that nobody can run by themselves.
+pub(crate) fn test_program(name: &str) -> Result<PathBuf> {
+    build_of_tests(name, name)
+}
+
+/// Always of the whole workspace: with another choice of packages cargo chooses other features, and builds
+/// everything anew.
+fn build_of_tests(test: &str, target: &str) -> Result<PathBuf> {
+    const TESTS: [&str; 5] = ["test", "--quiet", "--workspace", "--no-run", "--test"];
+    build(&[TESTS.as_slice(), &[test]].concat(), target)
 }

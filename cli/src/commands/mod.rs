@@ -11,6 +11,7 @@ pub(crate) mod import;
 pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod keep;
+pub(crate) mod manual;
 pub(crate) mod mount;
 pub(crate) mod publish;
 pub(crate) mod pull;

@@ -273,6 +273,19 @@ fn serve_mounts_brings_the_mounted_layout_back_and_can_be_repeated() -> Result<(
 }
 
 #[test]
+fn what_is_mounted_on_the_view_does_not_hide_the_store() -> Result<()> {
+    let scene = Scene::new(Release::Host, Kind::Xfs, small)?;
+    scene.published(Layout::Mounted)?;
+    let view = scene.store.podman_store()?.display().to_string();
+    let store = scene.store.repo().join("composefs-store/podman-store");
+    scene.machine.sh(&format!(
+        "mount -t tmpfs other {view} && test ! -e {view}/overlay && test -e {}/overlay",
+        store.display()
+    ))?;
+    Ok(())
+}
+
+#[test]
 fn mount_shows_the_image_and_umount_takes_it_away() -> Result<()> {
     let scene = Scene::new(Release::Host, Kind::Xfs, small)?;
     scene.import()?;

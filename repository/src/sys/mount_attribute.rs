@@ -21,6 +21,8 @@ const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 pub enum MountAttribute<'a> {
     /// Nothing can be written through the mount.
     ReadOnly,
+    /// What is mounted below it is not mounted below others, and the other way round.
+    Private,
     /// Owners are shifted by the maps of this user namespace. Only for detached mounts of filesystems
     /// that support it.
     IdMapped(BorrowedFd<'a>),
@@ -33,6 +35,12 @@ pub fn set_mount_attribute(mount: impl AsFd, attribute: MountAttribute<'_>) -> i
             set: MOUNT_ATTR_RDONLY,
             clear: 0,
             propagation: 0,
+            user_namespace: 0,
+        },
+        MountAttribute::Private => MountAttr {
+            set: 0,
+            clear: 0,
+            propagation: libc::MS_PRIVATE,
             user_namespace: 0,
         },
         MountAttribute::IdMapped(namespace) => MountAttr {

@@ -58,15 +58,23 @@ pub(super) fn write_images(
             return Ok(());
         };
         root = tree.metadata(tree.root());
-        if !layer.has_record || !layer.has_image {
-            let digest = write_erofs(&batch, &layer.id, tree)?;
-            images.erofs.insert(layer.id.clone(), digest);
-        }
-        if !layer.has_record {
-            let facts = write_layer_tar_split(repository, layer, tree, &checksums, paths)?;
-            images.facts.insert(layer.id.clone(), facts);
-        }
-        Ok(())
+        std::thread::scope(|scope| {
+            // Both only read the tree, and each takes about as long as the other.
+            let tar_split = (!layer.has_record).then(|| {
+                scope.spawn(|| write_layer_tar_split(repository, layer, tree, &checksums, paths))
+            });
+            if !layer.has_record || !layer.has_image {
+                let digest = write_erofs(&batch, &layer.id, tree)?;
+                images.erofs.insert(layer.id.clone(), digest);
+            }
+            if let Some(tar_split) = tar_split {
+                let facts = tar_split
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                images.facts.insert(layer.id.clone(), facts);
+            }
+            Ok(())
+        })
     })?;
     batch.commit()?;
     if plan.layout == Layout::Blob {

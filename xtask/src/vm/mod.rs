@@ -9,7 +9,8 @@
 use crate::isolate;
 use crate::scratch::Scratch;
 use crate::setup::{self, Root};
-use crate::steps::{build, ok, workspace};
+use crate::steps::{ok, workspace};
+use crate::test;
 use anyhow::{Context, Result, bail, ensure};
 use integration::fixture::{Limits, noise};
 use integration::peers::cache_dir;
@@ -94,19 +95,9 @@ pub(crate) type Programs = Vec<(&'static str, PathBuf)>;
 
 /// Builds the program and the guest's tests.
 pub(crate) fn programs() -> Result<Programs> {
-    const PACKAGE: [&str; 4] = ["build", "--quiet", "--package", "composefs-store"];
-    const TESTS: [&str; 7] = [
-        "test",
-        "--quiet",
-        "--no-run",
-        "--package",
-        "integration",
-        "--test",
-        "guest",
-    ];
     Ok(vec![
-        ("composefs-store", build(&PACKAGE, "composefs-store")?),
-        ("guest", build(&TESTS, "guest")?),
+        ("composefs-store", test::program()?),
+        ("guest", test::test_program("guest")?),
     ])
 }
 
