@@ -6,6 +6,10 @@
 //! files that a later entry of the layer replaced, names that podman refuses to see twice) is embedded
 //! in segments. Only the concatenation counts.
 //!
+//! Nearly always the tree has every file where the layer says. So the tar-split is written while the tree is
+//! still being made ([`Expected`]), and once more only if it turns out that something is elsewhere
+//! ([`Known`]).
+//!
 //! The checksums of contents are those that the import has kept ([`repository::LayerChecksums`]). Only of layers
 //! that somebody else stored the content is read.
 
@@ -20,14 +24,13 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use composefs_image::{Content, Kind, Tree, VerityDigest};
+use composefs_image::{Content, InodeId, Kind, Tree, VerityDigest};
 use containers_storage::ContentCrc;
 use flate2::{Compression, write::GzEncoder};
 use repository::{
     ReadObjects,
     layers::{Chunk, Chunks, LayerError, Step, TarError, TarSplitter},
 };
-use serde::Serialize;
 
 /// Bytes in one segment, before base64.
 const SEGMENT: usize = 256 << 10;
@@ -143,10 +146,98 @@ fn checksum_one(
     }
 }
 
-/// Writes the gzipped tar-split of a layer. `tree` is the merged tree up to and with this layer.
+/// Where podman finds files.
+pub(crate) trait Places {
+    /// The path by which podman finds the file that a layer has at `path`, the object `digest`. Each path is
+    /// given once.
+    fn name_of(&mut self, path: &[u8], digest: &VerityDigest) -> Option<Vec<u8>>;
+}
+
+/// Every file at its own path, so far: [`Self::are_right`] tells when there is a tree.
+#[derive(Default)]
+pub(crate) struct Expected {
+    names: Vec<u8>,
+    /// Where each name ends in `names`.
+    files: Vec<(usize, VerityDigest)>,
+}
+
+impl Places for Expected {
+    fn name_of(&mut self, path: &[u8], digest: &VerityDigest) -> Option<Vec<u8>> {
+        let name = clean(path);
+        self.names.extend_from_slice(&name);
+        self.files.push((self.names.len(), *digest));
+        Some(name)
+    }
+}
+
+impl Expected {
+    /// Whether `tree`, merged up to and with the layer, has all that was expected, and nothing twice.
+    pub(crate) fn are_right(&self, tree: &Tree) -> bool {
+        let mut known = Known::new(tree);
+        let mut begin = 0;
+        self.files.iter().all(|(end, digest)| {
+            let name = self.names.get(begin..*end).unwrap_or_default();
+            begin = *end;
+            known.take(name, digest)
+        })
+    }
+}
+
+/// The files of a tree, merged up to and with the layer.
+pub(crate) struct Known<'a> {
+    tree: &'a Tree,
+    taken: HashSet<InodeId>,
+}
+
+impl<'a> Known<'a> {
+    pub(crate) fn new(tree: &'a Tree) -> Self {
+        Self {
+            tree,
+            taken: HashSet::new(),
+        }
+    }
+
+    /// Whether the file `name` is this object, and was not taken before.
+    fn take(&mut self, name: &[u8], digest: &VerityDigest) -> bool {
+        let Some(id) = self.tree.lookup_path(name) else {
+            return false;
+        };
+        match self.tree.kind(id) {
+            Kind::Regular(Content::External {
+                digest: Some(found),
+                ..
+            }) => found == *digest && self.taken.insert(id),
+            _ => false,
+        }
+    }
+}
+
+impl Places for Known<'_> {
+    fn name_of(&mut self, path: &[u8], digest: &VerityDigest) -> Option<Vec<u8>> {
+        let name = clean(path);
+        self.take(&name, digest).then_some(name)
+    }
+}
+
+/// A path without what means nothing in it.
+fn clean(path: &[u8]) -> Vec<u8> {
+    let parts = path
+        .split(|byte| *byte == b'/')
+        .filter(|part| !matches!(*part, b"" | b"."));
+    let mut name = Vec::with_capacity(path.len());
+    for part in parts {
+        if !name.is_empty() {
+            name.push(b'/');
+        }
+        name.extend_from_slice(part);
+    }
+    name
+}
+
+/// Writes the gzipped tar-split of a layer.
 pub(crate) fn write_tar_split(
     layer: &mut impl Chunks,
-    tree: &Tree,
+    places: &mut impl Places,
     checksums: &Checksums,
     objects: &impl ReadObjects,
     out: impl Write,
@@ -154,7 +245,6 @@ pub(crate) fn write_tar_split(
     let mut writer = Lines::new(out);
     let mut splitter = TarSplitter::new();
     let mut facts = TarFacts::default();
-    let mut names = HashSet::new();
     while let Some(chunk) = layer.next_chunk().map_err(LayerError::from)? {
         match chunk {
             Chunk::Inline(mut bytes) => {
@@ -172,19 +262,16 @@ pub(crate) fn write_tar_split(
             }
             Chunk::External(digest) => {
                 let member = splitter.member();
-                let name = member.and_then(|member| name_of(tree, &member.path, &digest));
                 let size = member.map_or(0, |member| member.size);
                 let crc = checksums.get(&digest);
-                match (name, crc) {
-                    (Some(name), Some(crc)) if names.insert(name.clone()) => {
-                        writer.file(&name, size, *crc)?;
-                    }
-                    _ => {
-                        let file = objects.open_object(&digest).map_err(LayerError::from)?;
-                        writer
-                            .embed(file)
-                            .map_err(|source| TarSplitError::Object { digest, source })?;
-                    }
+                let name = member.and_then(|member| places.name_of(&member.path, &digest));
+                if let (Some(name), Some(crc)) = (name, crc) {
+                    writer.file(&name, size, *crc)?;
+                } else {
+                    let file = objects.open_object(&digest).map_err(LayerError::from)?;
+                    writer
+                        .embed(file)
+                        .map_err(|source| TarSplitError::Object { digest, source })?;
                 }
             }
         }
@@ -214,40 +301,7 @@ fn note_owner(splitter: &TarSplitter, facts: &mut TarFacts) {
     }
 }
 
-/// The path by which podman finds this object in the merged tree, if the member's own path leads there.
-fn name_of(tree: &Tree, path: &[u8], digest: &VerityDigest) -> Option<Vec<u8>> {
-    let parts: Vec<&[u8]> = path
-        .split(|byte| *byte == b'/')
-        .filter(|part| !matches!(*part, b"" | b"."))
-        .collect();
-    let name = parts.join(&b'/');
-    match tree.kind(tree.lookup_path(&name)?) {
-        Kind::Regular(Content::External {
-            digest: Some(found),
-            ..
-        }) if found == *digest => Some(name),
-        _ => None,
-    }
-}
-
-#[derive(Serialize)]
-struct Line<'a> {
-    r#type: u8,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name_raw: Option<String>,
-    #[serde(skip_serializing_if = "is_zero")]
-    size: u64,
-    payload: String,
-    position: u64,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes references
-fn is_zero(size: &u64) -> bool {
-    *size == 0
-}
-
+/// The types of lines.
 const FILE: u8 = 1;
 const SEGMENT_TYPE: u8 = 2;
 
@@ -256,6 +310,8 @@ struct Lines<W: Write> {
     /// The encoder clears a buffer of its own for every write, so it gets few large ones.
     out: BufWriter<GzEncoder<W>>,
     pending: Vec<u8>,
+    /// A payload in base64.
+    text: String,
     position: u64,
 }
 
@@ -264,6 +320,7 @@ impl<W: Write> Lines<W> {
         Self {
             out: BufWriter::with_capacity(64 << 10, GzEncoder::new(out, Compression::fast())),
             pending: Vec::new(),
+            text: String::new(),
             position: 0,
         }
     }
@@ -294,36 +351,41 @@ impl<W: Write> Lines<W> {
 
     fn file(&mut self, name: &[u8], size: u64, crc: [u8; 8]) -> io::Result<()> {
         self.flush()?;
-        let text = std::str::from_utf8(name).ok();
-        self.line(&Line {
-            r#type: FILE,
-            name: text,
-            name_raw: text.is_none().then(|| STANDARD.encode(name)),
-            size,
-            payload: STANDARD.encode(crc),
-            position: self.position,
-        })
+        self.begin(FILE)?;
+        match std::str::from_utf8(name) {
+            Ok(name) => {
+                self.out.write_all(b",\"name\":")?;
+                serde_json::to_writer(&mut self.out, name)?;
+            }
+            Err(_) => write!(self.out, ",\"name_raw\":\"{}\"", STANDARD.encode(name))?,
+        }
+        write!(self.out, ",\"size\":{size}")?;
+        self.end(&crc)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let payload = STANDARD.encode(&self.pending);
-        self.pending.clear();
-        self.line(&Line {
-            r#type: SEGMENT_TYPE,
-            name: None,
-            name_raw: None,
-            size: 0,
-            payload,
-            position: self.position,
-        })
+        let mut pending = std::mem::take(&mut self.pending);
+        self.begin(SEGMENT_TYPE)?;
+        self.end(&pending)?;
+        pending.clear();
+        self.pending = pending;
+        Ok(())
     }
 
-    fn line(&mut self, line: &Line<'_>) -> io::Result<()> {
-        serde_json::to_writer(&mut self.out, line)?;
-        self.out.write_all(b"\n")?;
+    // Lines are put together here: nothing but names needs escapes, and there are two lines for each file.
+    fn begin(&mut self, kind: u8) -> io::Result<()> {
+        write!(self.out, "{{\"type\":{kind}")
+    }
+
+    fn end(&mut self, payload: &[u8]) -> io::Result<()> {
+        self.text.clear();
+        STANDARD.encode_string(payload, &mut self.text);
+        self.out.write_all(b",\"payload\":\"")?;
+        self.out.write_all(self.text.as_bytes())?;
+        writeln!(self.out, "\",\"position\":{}}}", self.position)?;
         self.position += 1;
         Ok(())
     }
@@ -454,14 +516,25 @@ mod tests {
         let objects = objects_of(&mut top.chunks()).unwrap();
         checksum(top, &objects, &mut checksums).unwrap();
         let mut written = Vec::new();
+        let mut expected = Expected::default();
+        let mut at_once = Vec::new();
+        write_tar_split(
+            &mut top.chunks(),
+            &mut expected,
+            &checksums,
+            top,
+            &mut at_once,
+        )
+        .unwrap();
         let facts = write_tar_split(
             &mut top.chunks(),
-            merge.tree(),
+            &mut Known::new(merge.tree()),
             &checksums,
             top,
             &mut written,
         )
         .unwrap();
+        assert_eq!(expected.are_right(merge.tree()), at_once == written);
 
         let (mut tar, mut names) = (Vec::new(), Vec::new());
         for entry in TarSplit::new(&written[..]) {
@@ -536,7 +609,7 @@ mod tests {
         let tree = Tree::new(composefs_image::Metadata::default());
         let result = write_tar_split(
             &mut layer.chunks(),
-            &tree,
+            &mut Known::new(&tree),
             &Checksums::new(),
             &layer,
             io::sink(),

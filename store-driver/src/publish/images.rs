@@ -25,7 +25,10 @@ use crate::{
     error::{Error, Result},
     paths::StorePaths,
     store::layer_ref,
-    tar_split::{Checksums, TarFacts, TarSplitError, checksum, objects_of, write_tar_split},
+    tar_split::{
+        Checksums, Expected, Known, Places, TarFacts, TarSplitError, checksum, objects_of,
+        write_tar_split,
+    },
 };
 
 /// What was made of the layers that needed something.
@@ -53,26 +56,39 @@ pub(super) fn write_images(
         facts: HashMap::new(),
     };
     let mut root = Metadata::default();
-    for_each_prefix(repository, &streams, |index, tree| -> Result<()> {
-        let Some(layer) = plan.layers.get(index) else {
-            return Ok(());
+    std::thread::scope(|scope| {
+        // A tar-split takes longer than all else, and needs the tree at the very end only.
+        let begin = |index: usize| {
+            let layer = plan.layers.get(index).filter(|layer| !layer.has_record)?;
+            let write = || {
+                let mut expected = Expected::default();
+                write_layer_tar_split(repository, layer, &mut expected, &checksums, paths)
+                    .map(|facts| (facts, expected))
+            };
+            Some(scope.spawn(write))
         };
-        root = tree.metadata(tree.root());
-        std::thread::scope(|scope| {
-            // Both only read the tree, and each takes about as long as the other.
-            let tar_split = (!layer.has_record).then(|| {
-                scope.spawn(|| write_layer_tar_split(repository, layer, tree, &checksums, paths))
-            });
+        let mut begun = begin(0);
+        for_each_prefix(repository, &streams, |index, tree| -> Result<()> {
+            let Some(layer) = plan.layers.get(index) else {
+                return Ok(());
+            };
+            root = tree.metadata(tree.root());
             if !layer.has_record || !layer.has_image {
                 let digest = write_erofs(&batch, &layer.id, tree)?;
                 images.erofs.insert(layer.id.clone(), digest);
             }
-            if let Some(tar_split) = tar_split {
-                let facts = tar_split
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            if let Some(tar_split) = begun.take() {
+                let written = tar_split.join();
+                let (mut facts, expected) =
+                    written.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                if !expected.are_right(tree) {
+                    let mut known = Known::new(tree);
+                    facts =
+                        write_layer_tar_split(repository, layer, &mut known, &checksums, paths)?;
+                }
                 images.facts.insert(layer.id.clone(), facts);
             }
+            begun = begin(index + 1);
             Ok(())
         })
     })?;
@@ -121,7 +137,7 @@ fn write_erofs(batch: &Batch<'_>, layer: &LayerId, tree: &Tree) -> Result<Verity
 fn write_layer_tar_split(
     repository: &Repository,
     layer: &PlannedLayer,
-    tree: &Tree,
+    places: &mut impl Places,
     checksums: &Checksums,
     paths: &StorePaths,
 ) -> Result<TarFacts> {
@@ -132,7 +148,7 @@ fn write_layer_tar_split(
     let mut stream = LayerStream::open(repository, &layer.stream)?;
     write_tar_split(
         &mut stream,
-        tree,
+        places,
         checksums,
         repository,
         BufWriter::new(file),
