@@ -14,7 +14,7 @@
 //! that somebody else stored the content is read.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     fs::File,
     io::{self, BufWriter, Read, Write},
     sync::{
@@ -38,7 +38,7 @@ const SEGMENT: usize = 256 << 10;
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 
 /// Content checksums of objects.
-pub(crate) type Checksums = HashMap<VerityDigest, [u8; 8]>;
+pub(crate) type Checksums = hashbrown::HashMap<VerityDigest, [u8; 8]>;
 
 /// What a layer record needs to know of the tar.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -84,24 +84,24 @@ pub(crate) fn objects_of(chunks: &mut impl Chunks) -> repository::Result<Vec<Ver
     Ok(objects)
 }
 
-/// Reads objects on all processors and adds their checksums to `known`. Each is read once.
+/// Reads objects on all processors and gives their checksums. `digests` has each once.
 pub(crate) fn checksum(
     objects: &impl ReadObjects,
     digests: &[VerityDigest],
-    known: &mut Checksums,
-) -> Result<(), TarSplitError> {
-    let missing: Vec<_> = digests.iter().filter(|d| !known.contains_key(d)).collect();
+) -> Result<Checksums, TarSplitError> {
     let next = AtomicUsize::new(0);
-    let results = Mutex::new(Ok(Vec::with_capacity(missing.len())));
+    let results = Mutex::new(Ok(Checksums::with_capacity(digests.len())));
     let worker = || {
         let mut buffer = vec![0; 128 << 10];
-        while let Some(digest) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(digest) = digests.get(next.fetch_add(1, Ordering::Relaxed)) {
             let result = checksum_one(objects, digest, &mut buffer);
             let mut results = results
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
             match (&mut *results, result) {
-                (Ok(done), Ok(crc)) => done.push((**digest, crc)),
+                (Ok(done), Ok(crc)) => {
+                    done.insert(*digest, crc);
+                }
                 (Ok(_), Err(error)) => *results = Err(error),
                 (Err(_), _) => return,
             }
@@ -116,12 +116,9 @@ pub(crate) fn checksum(
         }
         worker();
     });
-    known.extend(
-        results
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)?,
-    );
-    Ok(())
+    results
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn checksum_one(
@@ -186,20 +183,31 @@ impl Expected {
 /// The files of a tree, merged up to and with the layer.
 pub(crate) struct Known<'a> {
     tree: &'a Tree,
-    taken: HashSet<InodeId>,
+    taken: hashbrown::HashSet<InodeId>,
+    /// The last directory, and its path: files come directory by directory.
+    recent: (Vec<u8>, Option<InodeId>),
 }
 
 impl<'a> Known<'a> {
     pub(crate) fn new(tree: &'a Tree) -> Self {
         Self {
             tree,
-            taken: HashSet::new(),
+            taken: hashbrown::HashSet::new(),
+            recent: (Vec::new(), Some(tree.root())),
         }
     }
 
     /// Whether the file `name` is this object, and was not taken before.
     fn take(&mut self, name: &[u8], digest: &VerityDigest) -> bool {
-        let Some(id) = self.tree.lookup_path(name) else {
+        let slash = name.iter().rposition(|byte| *byte == b'/');
+        let (directory, name) = match slash {
+            Some(slash) => (&name[..slash], &name[slash + 1..]),
+            None => (&name[..0], name),
+        };
+        if self.recent.0 != directory {
+            self.recent = (directory.to_vec(), self.tree.lookup_path(directory));
+        }
+        let Some(id) = self.recent.1.and_then(|at| self.tree.lookup(at, name)) else {
             return false;
         };
         match self.tree.kind(id) {
@@ -402,6 +410,8 @@ impl<W: Write> Lines<W> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use composefs_image::{Algorithm, verity_digest};
     use containers_storage::{TarSplit, TarSplitEntry};
     use repository::layers::{Merge, Rules};
@@ -512,9 +522,8 @@ mod tests {
             merge.add_layer(layer.chunks()).unwrap();
         }
         let top = layers.last().unwrap();
-        let mut checksums = Checksums::new();
         let objects = objects_of(&mut top.chunks()).unwrap();
-        checksum(top, &objects, &mut checksums).unwrap();
+        let checksums = checksum(top, &objects).unwrap();
         let mut written = Vec::new();
         let mut expected = Expected::default();
         let mut at_once = Vec::new();

@@ -68,6 +68,9 @@ pub(super) struct LayerTree {
     /// Directories that were made on the way to something.
     pub(super) implicit: HashSet<InodeId>,
     paths: Paths,
+    /// The last directory that something went into, by the path in the layer. Such paths go on leading there
+    /// until something is unlinked.
+    recent: Option<(Vec<u8>, InodeId)>,
 }
 
 /// The paths of entries so far, as hashes: a layer can have very many.
@@ -134,6 +137,7 @@ impl LayerTree {
             opaque: HashSet::new(),
             implicit: HashSet::new(),
             paths: Paths::new(),
+            recent: None,
         }
     }
 
@@ -163,10 +167,7 @@ impl LayerTree {
                 _ => Err(EntryProblem::RootNotADirectory),
             };
         };
-        if self.walk(parents, LastLink::Keep) == Err(Astray::Missing) {
-            self.make_directories(parents)?;
-        }
-        let directory = self.directory(parents);
+        let directory = self.parent(&entry.path, name, parents)?;
 
         let is_directory = *item == Item::Directory;
         let existing = directory
@@ -177,6 +178,7 @@ impl LayerTree {
             && !(is_directory && self.tree.is_directory(existing))
         {
             self.tree.unlink(directory, name);
+            self.recent = None;
         }
         if let Some(whiteout) = whiteout::parse(name) {
             return self.white_out(directory, parents, whiteout);
@@ -195,6 +197,29 @@ impl LayerTree {
             _ => self.add(directory, name, item)?,
         };
         self.set_metadata(id, entry)
+    }
+
+    /// The directory of the entry `name`, made if it is missing. `name`, the last of `path`, is a part of it,
+    /// and `parents` are the names before it.
+    fn parent(
+        &mut self,
+        path: &[u8],
+        name: &[u8],
+        parents: &[&[u8]],
+    ) -> Result<Result<InodeId, Astray>, EntryProblem> {
+        let start = (name.as_ptr() as usize).wrapping_sub(path.as_ptr() as usize);
+        let before = path.get(..start).unwrap_or(path);
+        if let Some((path, directory)) = &self.recent
+            && path == before
+        {
+            return Ok(Ok(*directory));
+        }
+        if self.walk(parents, LastLink::Keep) == Err(Astray::Missing) {
+            self.make_directories(parents)?;
+        }
+        let directory = self.directory(parents);
+        self.recent = directory.as_ref().ok().map(|&id| (before.to_vec(), id));
+        Ok(directory)
     }
 
     fn add(

@@ -48,7 +48,6 @@ pub(super) fn write_images(
     notes: &mut Vec<Note>,
 ) -> Result<Images> {
     make_directory(&paths.incoming(), 0o700)?;
-    let checksums = checksums(repository, plan)?;
     let batch = repository.batch()?;
     let streams: Vec<VerityDigest> = plan.layers.iter().map(|layer| layer.stream).collect();
     let mut images = Images {
@@ -60,10 +59,12 @@ pub(super) fn write_images(
         // A tar-split takes longer than all else, and needs the tree at the very end only.
         let begin = |index: usize| {
             let layer = plan.layers.get(index).filter(|layer| !layer.has_record)?;
-            let write = || {
+            let write = || -> Result<_> {
+                let checksums = checksums(repository, layer)?;
                 let mut expected = Expected::default();
-                write_layer_tar_split(repository, layer, &mut expected, &checksums, paths)
-                    .map(|facts| (facts, expected))
+                let facts =
+                    write_layer_tar_split(repository, layer, &mut expected, &checksums, paths)?;
+                Ok((facts, expected))
             };
             Some(scope.spawn(write))
         };
@@ -82,6 +83,7 @@ pub(super) fn write_images(
                 let (mut facts, expected) =
                     written.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
                 if !expected.are_right(tree) {
+                    let checksums = self::checksums(repository, layer)?;
                     let mut known = Known::new(tree);
                     facts =
                         write_layer_tar_split(repository, layer, &mut known, &checksums, paths)?;
@@ -99,23 +101,15 @@ pub(super) fn write_images(
     Ok(images)
 }
 
-fn checksums(repository: &Repository, plan: &Plan) -> Result<Checksums> {
-    let mut checksums = Checksums::new();
-    for layer in plan.layers.iter().filter(|layer| !layer.has_record) {
-        if let Some(kept) = repository.layer_checksums(&layer.diff_id, &layer.stream)? {
-            for object in kept {
-                let (object, checksum) = object?;
-                checksums.insert(object, checksum);
-            }
-            continue;
-        }
-        // Somebody else stored the layer.
-        let mut stream = LayerStream::open(repository, &layer.stream)?;
-        let objects = objects_of(&mut stream)?;
-        checksum(repository, &objects, &mut checksums)
-            .map_err(|source| tar_split_error(&layer.id, source))?;
+/// The checksums of all objects of a layer.
+fn checksums(repository: &Repository, layer: &PlannedLayer) -> Result<Checksums> {
+    if let Some(kept) = repository.layer_checksums(&layer.diff_id, &layer.stream)? {
+        return Ok(kept.collect::<Result<_, _>>()?);
     }
-    Ok(checksums)
+    // Somebody else stored the layer.
+    let mut stream = LayerStream::open(repository, &layer.stream)?;
+    let objects = objects_of(&mut stream)?;
+    checksum(repository, &objects).map_err(|source| tar_split_error(&layer.id, source))
 }
 
 fn tar_split_error(layer: &LayerId, source: TarSplitError) -> Error {

@@ -43,7 +43,7 @@ fn layers() -> Vec<Vec<Member>> {
                 // 2^x for x from 6 to 17 evenly, as in a system.
                 let random = f.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
                 let exponent = 6.0 + 11.0 * (random as f64 / f64::from(1 << 24));
-                let name = format!("usr/lib/{}/file-{f}", f % 200);
+                let name = format!("usr/lib/{}/file-{f}", f / 15);
                 Member::file(name, noise(f, exponent.exp2() as usize))
             })
             .collect()

@@ -316,7 +316,7 @@ fn publishing(bench: &Bench, section: &mut Section, rounds: usize) -> Result<()>
         let layer = |n: u64| -> Vec<Member> {
             (n * FILES / layers..(n + 1) * FILES / layers)
                 .map(|f| {
-                    let name = format!("usr/lib/{}/file-{f}", f % 300);
+                    let name = format!("usr/lib/{}/file-{f}", f / 100);
                     Member::file(name, noise(f, 100 + (f * 31 % 3_900) as usize))
                 })
                 .collect()
