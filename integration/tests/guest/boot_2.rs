@@ -1,9 +1,10 @@
 //! After a reboot.
 
-use crate::guest::{Disk, IMAGE, LARGE, SMALL, podman, run};
+use crate::guest::{Disk, IMAGE, LARGE, PLAIN, SMALL, VERIFIED, podman, run};
 use crate::tampering::Tampering;
 use anyhow::{Context, Result, ensure};
 use integration::{finish, ok};
+use serde_json::Value;
 use std::process::Command;
 
 const MOUNTS: &str = "composefs-store-mounts.service";
@@ -45,6 +46,30 @@ fn b_podman_is_shown_nothing_while_an_image_is_not_what_was_published() -> Resul
     Ok(())
 }
 
+#[test]
+fn c_doctor_finds_a_host_in_order_and_what_is_not() -> Result<()> {
+    let disk = Disk::this()?;
+    let doctor = || -> Result<Vec<String>> {
+        // It ends with 1 when it finds something.
+        let done = finish(&mut disk.store(&["--json", "doctor"]))?;
+        let report: Value = serde_json::from_slice(&done.stdout)?;
+        let found = report["findings"].as_array().context("no findings")?;
+        let serious = found.iter().filter(|finding| finding["severity"] != "note");
+        let names = serious.filter_map(|finding| finding["finding"].as_str());
+        Ok(names.map(str::to_owned).collect())
+    };
+    let none = [""; 0];
+    ensure!(doctor()? == none, "{:?}", doctor()?);
+    disk.configure(PLAIN)?;
+    ensure!(doctor()? == ["verity-off"], "{:?}", doctor()?);
+    disk.configure(VERIFIED)?;
+    ok(Command::new("systemctl").args(["disable", MOUNTS]))?;
+    ensure!(doctor()? == ["unit-disabled"], "{:?}", doctor()?);
+    ok(Command::new("systemctl").args(["enable", MOUNTS]))?;
+    ensure!(doctor()? == none, "{:?}", doctor()?);
+    Ok(())
+}
+
 /// What a unit has said since the boot.
 fn journal(unit: &str) -> Result<String> {
     let args = ["--boot", "--no-pager", "--output", "cat", "--unit", unit];
@@ -52,7 +77,7 @@ fn journal(unit: &str) -> Result<String> {
 }
 
 #[test]
-fn c_fsck_finds_nothing() -> Result<()> {
+fn d_fsck_finds_nothing() -> Result<()> {
     let disk = Disk::this()?;
     ok(&mut disk.store(&["fsck"]))?;
     ok(&mut disk.store(&["fsck", "--read-data"]))?;
