@@ -45,22 +45,7 @@ pub fn points(store: &Store, args: &[&str], calls: &[&str]) -> Result<Vec<Point>
         .collect();
     let trace = format!("trace={}", known.join(","));
     let log_name = log.display().to_string();
-    ok(&mut store.command_under(
-        &[
-            "strace",
-            "-f",
-            "-qq",
-            "-s",
-            "4096",
-            "-e",
-            "signal=none",
-            "-e",
-            &trace,
-            "-o",
-            &log_name,
-        ],
-        args,
-    )?)?;
+    ok(&mut under_strace(store, &log_name, &[&trace], args)?)?;
     let log = std::fs::read(&log).with_context(|| log_name.clone())?;
     let log = String::from_utf8_lossy(&log);
     let repo = store.repo().display().to_string();
@@ -113,22 +98,16 @@ pub fn command_hit_by(
         Fault::Kill => format!("inject={call}:signal=KILL:when={nth}"),
     };
     let trace = format!("trace={call}");
-    store.command_under(
-        &[
-            "strace",
-            "-f",
-            "-qq",
-            "-e",
-            "signal=none",
-            "-o",
-            "/dev/null",
-            "-e",
-            &trace,
-            "-e",
-            &inject,
-        ],
-        args,
-    )
+    under_strace(store, "/dev/null", &[&trace, &inject], args)
+}
+
+/// The program with `args` under strace, which follows all threads and writes to `log`.
+fn under_strace(store: &Store, log: &str, expressions: &[&str], args: &[&str]) -> Result<Command> {
+    let mut strace = vec!["strace", "-f", "-qq", "-s", "4096", "-o", log];
+    for expression in ["signal=none"].iter().chain(expressions) {
+        strace.extend(["-e", *expression]);
+    }
+    store.command_under(&strace, args)
 }
 
 /// The first call of `ioctl`, counted in each thread, from which on all are FICLONE in a run of the program
@@ -136,18 +115,7 @@ pub fn command_hit_by(
 pub fn first_clone(store: &Store, args: &[&str]) -> Result<u32> {
     let log = store.machine().peers().scratch_dir("strace")?.join("log");
     let log_name = log.display().to_string();
-    let strace = [
-        "strace",
-        "-f",
-        "-qq",
-        "-e",
-        "signal=none",
-        "-e",
-        "trace=ioctl",
-        "-o",
-        &log_name,
-    ];
-    ok(&mut store.command_under(&strace, args)?)?;
+    ok(&mut under_strace(store, &log_name, &["trace=ioctl"], args)?)?;
     let log = std::fs::read_to_string(&log).context(log_name.clone())?;
     let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
     let (mut first, mut clones) = (1, 0);
@@ -174,17 +142,7 @@ pub fn command_without_clones(
     args: &[&str],
 ) -> Result<Command> {
     let inject = format!("inject=ioctl:error={error}:when={first}+");
-    let strace = [
-        "strace",
-        "-f",
-        "-qq",
-        "-e",
-        "signal=none",
-        "-o",
-        "/dev/null",
-    ];
-    let trace = ["-e", "trace=ioctl", "-e", &inject];
-    store.command_under(&[&strace[..], &trace].concat(), args)
+    under_strace(store, "/dev/null", &["trace=ioctl", &inject], args)
 }
 
 /// At most `limit` of `all`, evenly spread.

@@ -1,6 +1,6 @@
 //! `doctor` on real hosts: well ones, and ill ones, whose remedies are applied as they are printed.
 
-use crate::scene::{IMAGE, Scene};
+use crate::scene::{IMAGE, Scene, unique};
 use anyhow::{Context, Result, bail, ensure};
 use integration::fixture::noise;
 use integration::store::Layout;
@@ -13,7 +13,7 @@ use std::process::Command;
 
 fn small(dir: &Path) -> Result<Fixture> {
     let layer = |n: u64| vec![Member::file(format!("layer{n}"), noise(n, 1000))];
-    Fixture::with_layers(dir, (61..63).map(layer).collect())
+    Fixture::of_own_layers(dir, unique(), (61..63).map(layer).collect())
 }
 
 /// A scene with the image published for a podman of its own, which is asked for as root's.

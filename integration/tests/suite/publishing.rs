@@ -1,6 +1,6 @@
 //! Publishing under a running podman, and what podman may not do to our store.
 
-use crate::scene::{IMAGE, Scene};
+use crate::scene::{IMAGE, Scene, unique};
 use anyhow::{Context, Result, ensure};
 use integration::fixture::noise;
 use integration::store::Layout;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 fn small(dir: &Path) -> Result<Fixture> {
     let layer = |n: u64| vec![Member::file(format!("layer{n}"), noise(n, 1000))];
-    Fixture::with_layers(dir, (1..5).map(layer).collect())
+    Fixture::of_own_layers(dir, unique(), (1..5).map(layer).collect())
 }
 
 #[test]

@@ -57,8 +57,6 @@ pub(crate) const GUEST: Root = Root {
         "skopeo",
         "systemd-sysv",
         "udev",
-        // fincore
-        "util-linux-extra",
     ],
     // A small initramfs: the guest unpacks it at the speed of an emulated processor.
     before: r#"mkdir -p "$1/etc/initramfs-tools/conf.d"

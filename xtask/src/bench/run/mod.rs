@@ -300,6 +300,10 @@ fn start_up(bench: &Bench, section: &mut Section, rounds: usize) -> Result<()> {
         })?;
         section.row(&cells(&format!("{layers} layers"), &times.medians(), aim));
     }
+    section.paragraph(
+        "In the layout `blob` podman attaches a loop device and mounts the image for each container; the images \
+         of `mounted` are mounted already.",
+    );
     Ok(())
 }
 
