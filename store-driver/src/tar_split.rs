@@ -29,7 +29,7 @@ use containers_storage::ContentCrc;
 use flate2::{Compression, write::GzEncoder};
 use repository::{
     ReadObjects,
-    layers::{Chunk, Chunks, LayerError, Step, TarError, TarSplitter},
+    layers::{Chunk, Chunks, LayerError, Step, TarError, TarSplitter, components},
 };
 
 /// Bytes in one segment, before base64.
@@ -229,11 +229,8 @@ impl Places for Known<'_> {
 
 /// A path without what means nothing in it.
 fn clean(path: &[u8]) -> Vec<u8> {
-    let parts = path
-        .split(|byte| *byte == b'/')
-        .filter(|part| !matches!(*part, b"" | b"."));
     let mut name = Vec::with_capacity(path.len());
-    for part in parts {
+    for part in components(path) {
         if !name.is_empty() {
             name.push(b'/');
         }

@@ -8,12 +8,12 @@ use clap::CommandFactory as _;
 use crate::Outcome;
 use crate::args::{Cli, Completions, Man};
 
-const NAME: &str = "composefs-store";
-
 pub(crate) fn completions(args: &Completions) -> anyhow::Result<Outcome> {
     // The generator does not pass on that its output went away, so it writes to memory.
     let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), NAME, &mut text);
+    let mut command = Cli::command();
+    let name = command.get_name().to_owned();
+    clap_complete::generate(args.shell, &mut command, name, &mut text);
     io::stdout().write_all(&text)?;
     Ok(Outcome::Done)
 }

@@ -95,7 +95,6 @@ fn d_containers_of_the_layout_blob_are_verified() -> Result<()> {
     Ok(())
 }
 
-/// With these mount options podman says that metacopy was not supported. Does it still compare trees?
 /// From files with fs-verity. On btrfs the kernel does not say with which parameters, so that they are read.
 #[test]
 fn d_what_is_published_is_imported_into_a_second_repository() -> Result<()> {
@@ -122,6 +121,7 @@ fn d_what_is_published_is_imported_into_a_second_repository() -> Result<()> {
     Ok(())
 }
 
+/// With these mount options podman says that metacopy was not supported. Does it still compare trees?
 #[test]
 fn e_podman_builds_right_on_verified_blobs() -> Result<()> {
     const CONTAINERFILE: &str = "FROM localhost/fixture:latest\n\

@@ -59,14 +59,14 @@ fn c_doctor_finds_a_host_in_order_and_what_is_not() -> Result<()> {
         Ok(names.map(str::to_owned).collect())
     };
     let none = [""; 0];
-    ensure!(doctor()? == none, "{:?}", doctor()?);
+    assert_eq!(doctor()?, none);
     disk.configure(PLAIN)?;
-    ensure!(doctor()? == ["verity-off"], "{:?}", doctor()?);
+    assert_eq!(doctor()?, ["verity-off"]);
     disk.configure(VERIFIED)?;
     ok(Command::new("systemctl").args(["disable", MOUNTS]))?;
-    ensure!(doctor()? == ["unit-disabled"], "{:?}", doctor()?);
+    assert_eq!(doctor()?, ["unit-disabled"]);
     ok(Command::new("systemctl").args(["enable", MOUNTS]))?;
-    ensure!(doctor()? == none, "{:?}", doctor()?);
+    assert_eq!(doctor()?, none);
     Ok(())
 }
 

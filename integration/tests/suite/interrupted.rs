@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use integration::fixture::noise;
 use integration::store::Layout;
 use integration::tar::Member;
-use integration::{Fixture, Kind, Podman, Release, finish};
+use integration::{Finished, Fixture, Kind, Podman, Release, finish};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 
@@ -76,31 +76,28 @@ impl Interrupted {
         Ok(new)
     }
 
-    fn publish(&self, image: &str) -> Vec<String> {
+    /// With the storage.conf of the podman that uses the store.
+    fn configured(&self, arguments: &[&str]) -> Vec<String> {
         let conf = self.podman.storage_conf().display().to_string();
-        let layout = self.layout.word();
-        [
-            "publish",
-            "--layout",
-            layout,
-            "--storage-conf",
-            &conf,
-            image,
-        ]
-        .map(str::to_owned)
-        .into()
+        let arguments = [arguments, &["--storage-conf", &conf]].concat();
+        arguments.into_iter().map(str::to_owned).collect()
     }
 
-    fn unpublish(&self) -> Vec<String> {
-        let conf = self.podman.storage_conf().display().to_string();
-        ["unpublish", "--storage-conf", &conf, IMAGE]
-            .map(str::to_owned)
-            .into()
+    fn publish(&self, image: &str) -> Vec<String> {
+        self.configured(&["publish", "--layout", self.layout.word(), image])
+    }
+
+    fn unpublish(&self, image: &str) -> Vec<String> {
+        self.configured(&["unpublish", image])
+    }
+
+    fn finish(&self, arguments: &[String]) -> Result<Finished> {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.scene.store.finish(&arguments)
     }
 
     fn run(&self, arguments: &[String]) -> Result<()> {
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        self.scene.store.ok(&arguments).map(drop)
+        self.finish(arguments)?.success().map(drop)
     }
 
     /// Whether the command got to the step, and died there.
@@ -135,10 +132,8 @@ impl Interrupted {
     }
 
     fn fsck(&self, step: &str) -> Result<()> {
-        let conf = self.podman.storage_conf().display().to_string();
-        let fsck = ["fsck", "--storage-conf", &conf];
-        let context = || format!("after a crash at {step}");
-        self.scene.store.ok(&fsck).with_context(context).map(drop)
+        self.run(&self.configured(&["fsck"]))
+            .with_context(|| format!("after a crash at {step}"))
     }
 
     /// Kills `change` at `step`; `undo` makes what it begins with. Whether the step was there.
@@ -147,8 +142,7 @@ impl Interrupted {
         if died {
             self.podman_works(step)?;
             // Whether the image was gone by then depends on the step.
-            let again = change.iter().map(String::as_str).collect::<Vec<_>>();
-            let again = self.scene.store.finish(&again)?;
+            let again = self.finish(change)?;
             ensure!(
                 again.status.success() || again.stderr.contains("no published image"),
                 "after a crash at {step}: {again}"
@@ -161,16 +155,13 @@ impl Interrupted {
 
     /// At the end of a test: gc takes what is left of the image, and keeps the other.
     fn ends_clean(&self) -> Result<()> {
-        let conf = self.podman.storage_conf().display().to_string();
         self.podman_works("all")?;
         self.fsck("all")?;
         for image in [IMAGE, OTHER] {
-            self.scene
-                .store
-                .finish(&["unpublish", "--storage-conf", &conf, image])?;
+            self.finish(&self.unpublish(image))?;
             self.scene.store.ok(&["untag", image])?;
         }
-        self.scene.store.ok(&["gc", "--storage-conf", &conf])?;
+        self.run(&self.configured(&["gc"]))?;
         assert_eq!(self.scene.store.objects()?, [] as [PathBuf; 0]);
         Ok(())
     }
@@ -178,22 +169,20 @@ impl Interrupted {
 
 fn publish_killed_anywhere_is_finished_by_the_next(release: Release, layout: Layout) -> Result<()> {
     let test = Interrupted::new(release, layout)?;
-    let gc = ["gc", "--storage-conf"].map(str::to_owned);
-    let conf = test.podman.storage_conf().display().to_string();
-    let gc = [&gc[..], &[conf]].concat();
+    let gc = test.configured(&["gc"]);
     let publish = test.publish(IMAGE);
     for step in PUBLISHING {
         // The images of an earlier round are not made again.
         test.run(&gc)?;
         ensure!(
-            test.killed(step, &publish, &test.unpublish())?,
+            test.killed(step, &publish, &test.unpublish(IMAGE))?,
             "{step} is no step of publish"
         );
     }
     test.fsck("all")?;
     for n in (1..).step_by(STRIDE) {
         test.run(&gc)?;
-        if !test.killed(&format!("own-store:{n}"), &publish, &test.unpublish())? {
+        if !test.killed(&format!("own-store:{n}"), &publish, &test.unpublish(IMAGE))? {
             ensure!(n > STRIDE, "publish changes no records");
             break;
         }
@@ -210,13 +199,13 @@ fn unpublish_killed_anywhere_is_finished_by_the_next(
     test.run(&publish)?;
     for step in TAKING_AWAY {
         ensure!(
-            test.killed(step, &test.unpublish(), &publish)?,
+            test.killed(step, &test.unpublish(IMAGE), &publish)?,
             "{step} is no step of unpublish"
         );
     }
     test.fsck("all")?;
     for n in (1..).step_by(STRIDE) {
-        if !test.killed(&format!("own-store:{n}"), &test.unpublish(), &publish)? {
+        if !test.killed(&format!("own-store:{n}"), &test.unpublish(IMAGE), &publish)? {
             ensure!(n > STRIDE, "unpublish changes no records");
             break;
         }

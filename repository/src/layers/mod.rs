@@ -32,6 +32,7 @@ pub use entry::{Body, Chunk, Chunks, Entry, EntryReader, Item};
 pub use error::{EntryError, EntryProblem, LayerError, MergeError, TarError, TarErrorKind};
 pub use header::{BLOCK, MemberKind};
 pub use merge::{Merge, Rules, XattrFilter};
+pub use path::components;
 pub use splitter::{INLINE_LIMIT, METADATA_LIMIT, Member, Placement, Step, TarSplitter};
 pub use stored::{LayerStream, entries, for_each_prefix, merged_tree};
 

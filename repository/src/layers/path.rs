@@ -2,7 +2,7 @@
 
 /// Splits a path the way composefs-rs does: `.` and doubled slashes vanish, one leading and all
 /// trailing slashes too. `..` is kept for the caller to judge.
-pub(super) fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+pub fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|&byte| byte == b'/')
         .filter(|name| !name.is_empty() && *name != b".")
 }

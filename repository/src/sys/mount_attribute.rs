@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// `struct mount_attr`.
 #[repr(C)]
+#[derive(Default)]
 struct MountAttr {
     set: u64,
     clear: u64,
@@ -33,21 +34,16 @@ pub fn set_mount_attribute(mount: impl AsFd, attribute: MountAttribute<'_>) -> i
     let argument = match attribute {
         MountAttribute::ReadOnly => MountAttr {
             set: MOUNT_ATTR_RDONLY,
-            clear: 0,
-            propagation: 0,
-            user_namespace: 0,
+            ..MountAttr::default()
         },
         MountAttribute::Private => MountAttr {
-            set: 0,
-            clear: 0,
             propagation: libc::MS_PRIVATE,
-            user_namespace: 0,
+            ..MountAttr::default()
         },
         MountAttribute::IdMapped(namespace) => MountAttr {
             set: MOUNT_ATTR_IDMAP,
-            clear: 0,
-            propagation: 0,
             user_namespace: u64::from(namespace.as_raw_fd().cast_unsigned()),
+            ..MountAttr::default()
         },
     };
     // SAFETY: the path is an empty C string, the argument is a `struct mount_attr` of the size given,
