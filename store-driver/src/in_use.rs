@@ -118,6 +118,26 @@ impl From<&StorageConf> for Consumer {
     }
 }
 
+impl Consumer {
+    fn roots(&self) -> Vec<&Path> {
+        let roots = [Some(&self.graphroot), self.imagestore.as_ref()];
+        roots.into_iter().flatten().map(PathBuf::as_path).collect()
+    }
+
+    fn image_records(&self) -> Result<Vec<ImageRecord>, Unreadable> {
+        let mut found = Vec::new();
+        for root in self.roots() {
+            found.extend(records(&root.join("overlay-images/images.json"))?);
+        }
+        Ok(found)
+    }
+}
+
+/// The images that podman has in storage of its own; none where its records cannot be read.
+pub(crate) fn own_images(conf: &StorageConf) -> Vec<ImageRecord> {
+    Consumer::from(conf).image_records().unwrap_or_default()
+}
+
 /// The stores of podman's in which users are searched for, beside those seen before.
 #[derive(Debug, Clone, Default)]
 pub struct Stores {
@@ -318,11 +338,7 @@ fn scan(
 ) -> Result<(), Unreadable> {
     let store = &consumer.graphroot;
     fs::metadata(store).map_err(|error| Unreadable::at(store, error))?;
-    let roots: Vec<&Path> = [Some(store), consumer.imagestore.as_ref()]
-        .into_iter()
-        .flatten()
-        .map(PathBuf::as_path)
-        .collect();
+    let roots = consumer.roots();
     let volatile = if consumer.transient {
         &consumer.runroot
     } else {
@@ -330,11 +346,10 @@ fn scan(
     };
 
     let mut layer_records: Vec<LayerRecord> = Vec::new();
-    let mut image_records: Vec<ImageRecord> = Vec::new();
     for root in &roots {
         layer_records.extend(records(&root.join("overlay-layers/layers.json"))?);
-        image_records.extend(records(&root.join("overlay-images/images.json"))?);
     }
+    let image_records = consumer.image_records()?;
     layer_records.extend(records(
         &volatile.join("overlay-layers/volatile-layers.json"),
     )?);
@@ -443,7 +458,8 @@ fn records<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, Unreadable> {
     }
 }
 
-/// Calls `found` with each layer directory's name and each short name in its `lower`.
+/// Calls `found` with each layer directory's name and each short name in its `lower`. Where that is a directory,
+/// podman is trying out there what overlayfs can do.
 fn scan_lowers(overlay: &Path, mut found: impl FnMut(&str, &str)) -> Result<(), Unreadable> {
     let entries = match fs::read_dir(overlay) {
         Ok(entries) => entries,
@@ -456,6 +472,7 @@ fn scan_lowers(overlay: &Path, mut found: impl FnMut(&str, &str)) -> Result<(), 
         let text = match read_limited(&path, MAX_LOWER) {
             Ok(Some(text)) => text,
             Ok(None) => continue,
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => continue,
             Err(error) => return Err(Unreadable::at(&path, error)),
         };
         let directory = entry.file_name();
@@ -588,6 +605,14 @@ mod tests {
         );
         let store = fixture.root.path().join("graph");
         assert_eq!(fixture.users(), [User::Layer { store, layer: own }]);
+    }
+
+    #[test]
+    fn where_podman_tries_overlayfs_out_nothing_is_in_use() {
+        let fixture = Fixture::new();
+        let lower = "graph/overlay/volatile-check3541920844/lower";
+        fs::create_dir_all(fixture.root.path().join(lower)).unwrap();
+        assert_eq!(fixture.users(), []);
     }
 
     #[test]

@@ -4,6 +4,28 @@
 //! are none, so a tag that cannot be made into one is left out rather than written. Follows the
 //! reference grammar of the OCI distribution world.
 
+use containers_storage::{ImageId, ImageRecord};
+
+/// Which of our names for an image podman does not find: from version 5 on it ignores the names in other stores
+/// of an image that it has itself (seen with 5.4 and 5.8, not with 4.3).
+pub(crate) fn names_hidden_by<'a>(
+    own: &[ImageRecord],
+    image: &ImageId,
+    ours: &'a [String],
+) -> Vec<&'a str> {
+    let copies: Vec<&ImageRecord> = own.iter().filter(|record| record.id == *image).collect();
+    let has = |name: &String| copies.iter().any(|record| record.names.contains(name));
+    ours.iter()
+        .filter(|name| !copies.is_empty() && !has(name))
+        .map(String::as_str)
+        .collect()
+}
+
+/// What gives names to an image of podman's.
+pub(crate) fn tag_command(image: &ImageId, names: &[impl std::borrow::Borrow<str>]) -> String {
+    format!("podman tag {image} {}", names.join(" "))
+}
+
 /// The reference that podman lists for a repository tag: `app:1` is `localhost/app:1`, and a name
 /// without tag gets `:latest`. `None` if the tag is no image reference.
 pub fn podman_name(tag: &str) -> Option<String> {

@@ -350,3 +350,58 @@ fn publish_makes_tar_splits_without_reading_what_the_import_has_read() -> Result
     assert_eq!(tar_splits(&scene)?, made);
     Ok(())
 }
+
+/// podman 5 finds an image of its own under no name that only we have for it; `publish` says how it does.
+fn names_hidden_by_podmans_own_copy_are_told(release: Release) -> Result<()> {
+    const OWN: &str = "localhost/own:1";
+    let scene = Scene::new(release, Kind::Xfs, small)?;
+    let podman = scene.published(Layout::Mounted)?;
+    scene.store.ok(&["unpublish", IMAGE])?;
+    podman.load(scene.fixture.layout(), OWN)?;
+
+    let conf = podman.storage_conf().display().to_string();
+    let publish = [
+        "publish",
+        "--storage-conf",
+        &conf,
+        "--layout",
+        "mounted",
+        IMAGE,
+    ];
+    let said = scene.store.ok(&publish)?.stderr;
+    let remedy = said
+        .lines()
+        .map(str::trim)
+        .find(|line| line.starts_with("podman tag "));
+    let remedy = remedy.with_context(|| format!("no remedy in {said}"))?;
+    let run = ["run", "--rm", "--pull", "never", IMAGE, "true"];
+    if release == Release::Host {
+        podman.ok(&run)?;
+    } else {
+        podman.finish(&run)?.refused_with(&["image not known"])?;
+    }
+    let arguments: Vec<&str> = remedy.split(' ').skip(1).collect();
+    podman.ok(&arguments)?;
+    podman.ok(&run)?;
+    // With podman's own copy gone, ours has its name again.
+    podman.ok(&["rmi", IMAGE, OWN])?;
+    podman.ok(&run)?;
+    let said = scene.store.ok(&publish)?.stderr;
+    ensure!(!said.contains("podman tag"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn names_hidden_by_podman_4s_own_copy_are_told() -> Result<()> {
+    names_hidden_by_podmans_own_copy_are_told(Release::Host)
+}
+
+#[test]
+fn names_hidden_by_podman_5_4s_own_copy_are_told() -> Result<()> {
+    names_hidden_by_podmans_own_copy_are_told(Release::Trixie)
+}
+
+#[test]
+fn names_hidden_by_podman_5_8s_own_copy_are_told() -> Result<()> {
+    names_hidden_by_podmans_own_copy_are_told(Release::Sid)
+}

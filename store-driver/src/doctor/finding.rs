@@ -51,6 +51,7 @@ pub enum Kind {
     SameLink,
     SameLayer,
     SameName,
+    HiddenName,
     ViewNotMounted,
     ForeignMount,
     StoreMoved,

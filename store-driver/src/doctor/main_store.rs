@@ -16,7 +16,10 @@ use super::{
     podman::FIRST_WITH_CHECK,
     stores::entries,
 };
-use crate::podman_conf::{STORES_TABLE, stores_line};
+use crate::{
+    names::{names_hidden_by, tag_command},
+    podman_conf::{STORES_TABLE, stores_line},
+};
 
 /// The storage of root's podman.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -254,6 +257,23 @@ fn same_things(facts: &Facts, main: &MainFacts, findings: &mut Vec<Finding>) {
             });
         }
         for image in &store.image_records {
+            let hidden = names_hidden_by(&main.images, &image.id, &image.names);
+            if !hidden.is_empty() {
+                findings.push(Finding {
+                    finding: Kind::HiddenName,
+                    severity: Severity::Warning,
+                    subject: store.path.display().to_string(),
+                    problem: format!(
+                        "{} has a copy of the image {} under other names than {}",
+                        main.graphroot.display(),
+                        image.id,
+                        hidden.join(", ")
+                    ),
+                    why: "podman takes its own copy of an image for the only one, and does not find these names"
+                        .into(),
+                    remedy: Remedy::command(tag_command(&image.id, &hidden)),
+                });
+            }
             for name in &image.names {
                 let (other, owner) = *names
                     .entry(name)

@@ -345,6 +345,11 @@ const BAD: &[Bad] = &[
         image.id = "e".repeat(64).parse().unwrap();
         facts.main.as_mut().unwrap().images.push(image);
     }),
+    (Kind::HiddenName, Severity::Warning, |facts| {
+        let mut image = facts.stores[0].image_records[0].clone();
+        image.names = vec!["localhost/own:1".into()];
+        facts.main.as_mut().unwrap().images.push(image);
+    }),
     (Kind::ViewNotMounted, Severity::Error, |facts| {
         published(facts).view = ViewMount::None;
     }),

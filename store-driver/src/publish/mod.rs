@@ -19,7 +19,12 @@ use repository::{Repository, Tag, failpoint, oci};
 
 pub use report::{LayerOutcome, Note, PublishReport, PublishedLayer};
 
-use self::{images::write_images, plan::Plan, report::configuration_note, stage::add_layers};
+use self::{
+    images::write_images,
+    plan::Plan,
+    report::{configuration_note, hidden_names_note},
+    stage::add_layers,
+};
 use crate::{
     Enforcement, Layout,
     check::blob_of,
@@ -101,6 +106,7 @@ pub fn publish(
         let tag = tag.as_str().to_owned();
         Note::UnusableTag { tag }
     }));
+    notes.extend(hidden_names_note(options.conf, &image_id(image), &names));
     let view = store.paths.view();
     notes.extend(configuration_note(options.conf, &view));
     Ok(PublishReport {

@@ -10,6 +10,8 @@ use serde::Serialize;
 
 use crate::{
     Layout,
+    in_use::own_images,
+    names::{names_hidden_by, tag_command},
     podman_conf::{names_store, stores_line},
     view::ViewState,
 };
@@ -44,6 +46,13 @@ pub enum Note {
         /// The line to add.
         line: String,
     },
+    /// podman has the image itself, and finds it under the names there only.
+    HiddenNames {
+        /// The image.
+        image: ImageId,
+        /// The names that podman does not find.
+        names: Vec<String>,
+    },
     /// A tag that is no image reference gives the image no name.
     UnusableTag {
         /// The tag.
@@ -69,6 +78,13 @@ impl fmt::Display for Note {
                 f,
                 "podman does not see the image yet: {conf} does not name the store; add the line\n    {line}\n\
                  below [storage.options] there"
+            ),
+            Self::HiddenNames { image, names } => write!(
+                f,
+                "podman has a copy of the image itself, and podman 5 does not find ours as {} then; `podman rmi` of its \
+                 copy has it use ours, and\n    {}\ngives its copy the name",
+                names.join(", "),
+                tag_command(image, names)
             ),
             Self::UnusableTag { tag } => write!(
                 f,
@@ -117,5 +133,18 @@ pub(super) fn configuration_note(conf: &StorageConf, view: &Path) -> Option<Note
     Some(Note::NotConfigured {
         conf: conf.source.to_string(),
         line: stores_line(conf, view),
+    })
+}
+
+/// The note that podman has the image itself, under other names.
+pub(super) fn hidden_names_note(
+    conf: &StorageConf,
+    image: &ImageId,
+    names: &[String],
+) -> Option<Note> {
+    let hidden = names_hidden_by(&own_images(conf), image, names);
+    (!hidden.is_empty()).then(|| Note::HiddenNames {
+        image: image.clone(),
+        names: hidden.into_iter().map(str::to_owned).collect(),
     })
 }
