@@ -1,13 +1,14 @@
 //! The host as a collection sees it: what its podmans, and whoever else is asked, need of a repository.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use containers_storage::{Environment, StorageConf};
+use containers_storage::{Environment, ImageId, LayerId, StorageConf};
 use gc::boot::{Orphans, Sources};
 use gc::{
-    Doubt, GivenUp, Known, Need, Owner, OwnerKind, Problem, RefId, RemoveReason, Retention, Root,
-    UnusedLayer,
+    Doubt, GivenUp, Known, Need, Owner, OwnerKind, Problem, PublishedKind, RefId, RemoveReason,
+    Retention, Root, Unpublished,
 };
 use repository::{Category, RefPath, Repository};
 use store_driver::{Claim, Claimant, StorePaths, Stores, User};
@@ -141,7 +142,7 @@ impl gc::Host for Host {
         let mut known = self.deployments(repository);
         let mut podman = podman(repository, &self.stores);
         if self.podman_reads {
-            keep_unused_layers(repository, &mut podman);
+            keep_unused(repository, &mut podman);
         }
         known.extend(podman);
         known.extend(mounts(repository));
@@ -149,15 +150,15 @@ impl gc::Host for Host {
         known
     }
 
-    fn remove_layers(
+    fn remove_published(
         &mut self,
         repository: &Repository,
-        _: &[UnusedLayer],
-    ) -> Result<Vec<String>, gc::HostError> {
-        let done = store_driver::remove_unused_layers(repository, &self.stores, PATIENCE)?;
+        _: &[Unpublished],
+    ) -> Result<Vec<Unpublished>, gc::HostError> {
+        let done = store_driver::remove_unused(repository, &self.stores, PATIENCE)?;
         self.podman_reads = done.is_none();
-        let removed = done.unwrap_or_default().removed;
-        Ok(removed.iter().map(ToString::to_string).collect())
+        let done = done.unwrap_or_default();
+        Ok(unpublished(&done.forgotten, &done.removed))
     }
 }
 
@@ -183,10 +184,6 @@ fn podman(repository: &Repository, stores: &Stores) -> Known {
                 .collect(),
         }
     };
-    let unused = |layer: containers_storage::LayerId| UnusedLayer {
-        layer: layer.to_string(),
-        reason: RemoveReason::Unpublished,
-    };
     let given_up = |path| GivenUp {
         id: image_ref(path),
         reason: RemoveReason::Unpublished,
@@ -200,14 +197,27 @@ fn podman(repository: &Repository, stores: &Stores) -> Known {
         roots: claims.claims.into_iter().map(root).collect(),
         problems: claims.unreadable.into_iter().map(problem).collect(),
         given_up: claims.unclaimed.into_iter().map(given_up).collect(),
-        unused_layers: claims.unused.into_iter().map(unused).collect(),
+        unpublished: unpublished(&claims.forgotten, &claims.unused),
         ..Known::default()
     }
 }
 
+/// What goes from the store of published images, as a plan names it.
+fn unpublished(images: &[ImageId], layers: &[LayerId]) -> Vec<Unpublished> {
+    let item = |kind, id: &dyn fmt::Display, reason| Unpublished {
+        kind,
+        id: id.to_string(),
+        reason,
+    };
+    let image = |id| item(PublishedKind::ImageRecord, id, RemoveReason::NoContainers);
+    let layer = |id| item(PublishedKind::Layer, id, RemoveReason::Unpublished);
+    let images = images.iter().map(|id| image(id));
+    images.chain(layers.iter().map(|id| layer(id))).collect()
+}
+
 /// Keeps published layers that nobody uses, for a later collection.
-fn keep_unused_layers(repository: &Repository, known: &mut Known) {
-    known.unused_layers.clear();
+fn keep_unused(repository: &Repository, known: &mut Known) {
+    known.unpublished.clear();
     let needs = known.given_up.drain(..).map(|item| Need::Ref(item.id));
     known.roots.push(Root {
         owner: Owner {

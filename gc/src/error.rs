@@ -28,7 +28,7 @@ pub enum Error {
     },
     /// The caller can't remove published layers.
     #[error("cannot remove published layers that nobody uses")]
-    Layers(#[source] HostError),
+    Published(#[source] HostError),
 }
 
 impl Error {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::boot;
 use crate::error::{Error, Result};
-use crate::host::Host;
+use crate::host::{Host, PublishedKind};
 use crate::leases;
 use crate::objects::each_shard;
 use crate::plan::{Plan, jobs, plan_with};
@@ -30,6 +30,8 @@ pub struct Swept {
     pub orphans: u64,
     /// Published layers.
     pub layers: u64,
+    /// Records of images that were unpublished.
+    pub image_records: u64,
     /// Refs, tags among them.
     pub refs: u64,
     /// Links in `streams/`.
@@ -91,18 +93,23 @@ impl Prepared<'_> {
         progress: &dyn Progress,
     ) -> Result<(Plan, Swept)> {
         let mut swept = Swept::default();
-        if !self.plan.layers.is_empty() {
+        if !self.plan.unpublished.is_empty() {
             let gone = host
-                .remove_layers(&self.exclusive, &self.plan.layers)
-                .map_err(Error::Layers)?;
+                .remove_published(&self.exclusive, &self.plan.unpublished)
+                .map_err(Error::Published)?;
             let known = host.known(&self.exclusive);
             if !self.plan.holds(&self.exclusive, &known)? {
-                let layers = std::mem::take(&mut self.plan.layers);
+                let unpublished = std::mem::take(&mut self.plan.unpublished);
                 self.plan = plan_with(&self.exclusive, known, progress)?;
-                self.plan.layers = layers;
+                self.plan.unpublished = unpublished;
             }
-            self.plan.layers.retain(|item| gone.contains(&item.layer));
-            swept.layers = self.plan.layers.len() as u64;
+            self.plan.unpublished.retain(|item| gone.contains(item));
+            for item in &self.plan.unpublished {
+                match item.kind {
+                    PublishedKind::Layer => swept.layers += 1,
+                    PublishedKind::ImageRecord => swept.image_records += 1,
+                }
+            }
         }
         self.make_tags()?;
         swept.orphans = boot::prune(&self.plan.orphans)?;

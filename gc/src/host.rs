@@ -22,8 +22,8 @@ pub struct Known {
     pub given_up: Vec<GivenUp>,
     /// Tags that are to be made.
     pub missing_tags: Vec<MissingTag>,
-    /// Published layers that are to go.
-    pub unused_layers: Vec<UnusedLayer>,
+    /// What of the store of published images is to go.
+    pub unpublished: Vec<Unpublished>,
     /// Files of interrupted deployments that are to go.
     pub orphans: Vec<Orphan>,
 }
@@ -35,7 +35,7 @@ impl Known {
         self.problems.extend(other.problems);
         self.given_up.extend(other.given_up);
         self.missing_tags.extend(other.missing_tags);
-        self.unused_layers.extend(other.unused_layers);
+        self.unpublished.extend(other.unpublished);
         self.orphans.extend(other.orphans);
     }
 }
@@ -60,13 +60,25 @@ pub struct MissingTag {
     pub reason: String,
 }
 
-/// A published layer that is to go.
+/// Something in the store of published images that is to go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct UnusedLayer {
+pub struct Unpublished {
+    /// What it is.
+    pub kind: PublishedKind,
     /// Its ID.
-    pub layer: String,
+    pub id: String,
     /// Why.
     pub reason: RemoveReason,
+}
+
+/// What there is in the store of published images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PublishedKind {
+    /// A layer.
+    Layer,
+    /// The nameless record of an image, kept for containers after the image was unpublished.
+    ImageRecord,
 }
 
 /// The host whose repository is collected.
@@ -75,15 +87,15 @@ pub trait Host {
     /// not open the repository a second time.
     fn known(&mut self, repository: &Repository) -> Known;
 
-    /// Removes published layers, which podman must not see without their content: called under the
-    /// exclusive lock, before anything else is removed, and only if there are any. Returns the IDs of those
-    /// that are gone. A layer that turns out to be in use stays, and so does one that cannot be removed
-    /// without making others wait: what is known is asked for again afterwards, and must keep it.
-    fn remove_layers(
+    /// Removes what is published: podman must not see it without its content, so this is called under the
+    /// exclusive lock, before anything else is removed, and only if there is any. Returns what is gone. What
+    /// turns out to be in use stays, and so does what cannot be removed without making others wait: what is
+    /// known is asked for again afterwards, and must keep it.
+    fn remove_published(
         &mut self,
         repository: &Repository,
-        layers: &[UnusedLayer],
-    ) -> Result<Vec<String>, HostError>;
+        unpublished: &[Unpublished],
+    ) -> Result<Vec<Unpublished>, HostError>;
 }
 
 /// A repository by itself.
@@ -92,11 +104,11 @@ impl Host for () {
         Known::default()
     }
 
-    fn remove_layers(
+    fn remove_published(
         &mut self,
         _: &Repository,
-        _: &[UnusedLayer],
-    ) -> Result<Vec<String>, HostError> {
+        _: &[Unpublished],
+    ) -> Result<Vec<Unpublished>, HostError> {
         Ok(Vec::new())
     }
 }

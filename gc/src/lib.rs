@@ -40,7 +40,7 @@ mod usage;
 pub use error::{Error, Result};
 pub use execute::{Prepared, Swept, prepare};
 pub use fsck::{FsckOptions, Report, fsck, fsck_image, keepers};
-pub use host::{GivenUp, Host, HostError, Known, MissingTag, UnusedLayer};
+pub use host::{GivenUp, Host, HostError, Known, MissingTag, PublishedKind, Unpublished};
 pub use leases::{Holder, Lease};
 pub use objects::Objects;
 pub use pins::{Pin, pin, pins, unpin};

@@ -13,7 +13,7 @@ use crate::boot::Orphan;
 use crate::digests::Digests;
 use crate::error::Result;
 use crate::graph::{Graph, Marks, Node, Target, Unknown};
-use crate::host::{Host, Known, MissingTag, UnusedLayer};
+use crate::host::{Host, Known, MissingTag, Unpublished};
 use crate::json;
 use crate::leases;
 use crate::mark::{Rank, mark};
@@ -38,8 +38,8 @@ pub struct Plan {
     pub missing: Vec<VerityDigest>,
     /// Things that don't belong where they are and can't name anything: left alone.
     pub ignored: Vec<Ignored>,
-    /// Published layers that no published image has and nobody uses.
-    pub layers: Vec<UnusedLayer>,
+    /// What goes from the store of published images.
+    pub unpublished: Vec<Unpublished>,
     /// Tags that are made first.
     pub missing_tags: Vec<MissingTag>,
     /// Files of interrupted deployments, which go before anything in the repository does.
@@ -165,6 +165,8 @@ pub enum RemoveReason {
     Unreferenced,
     /// It is of a published layer that no published image has and nobody uses.
     Unpublished,
+    /// It is the record of an unpublished image, and no container needs it any more.
+    NoContainers,
     /// It is a tag of bootc's, and no deployment needs it.
     NotDeployed,
     /// It is a tag beyond the number that is to be kept.
@@ -201,7 +203,7 @@ pub(crate) fn plan_with(
     let streams = repository.streams()?;
     let images = repository.images()?;
     let odd = [streams.foreign, images.foreign].concat();
-    let mut layers = known.unused_layers.clone();
+    let mut unpublished = known.unpublished.clone();
     let mut missing_tags = known.missing_tags.clone();
     let staging = repository.staging()?;
     let leases = leases::leases(repository)?;
@@ -217,7 +219,7 @@ pub(crate) fn plan_with(
         .iter()
         .any(|problem| problem.doubt() == Doubt::Everything);
     if in_doubt {
-        layers.clear();
+        unpublished.clear();
     }
     missing_tags.retain(|missing| !found.refs.contains_key(&RefId::of_tag(&missing.tag)));
     let decide = Decide {
@@ -262,7 +264,7 @@ pub(crate) fn plan_with(
                 oddity: foreign.oddity.to_string(),
             })
             .collect(),
-        layers,
+        unpublished,
         missing_tags,
         orphans: known.orphans.clone(),
         streams,

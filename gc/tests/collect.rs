@@ -407,7 +407,7 @@ fn an_empty_repository_has_nothing_to_collect() {
 #[derive(Default)]
 struct Told {
     known: gc::Known,
-    removed: Vec<String>,
+    removed: Vec<gc::Unpublished>,
     /// What it says instead once it was asked to remove layers and could not.
     prevented: Option<gc::Known>,
 }
@@ -417,19 +417,26 @@ impl gc::Host for Told {
         self.known.clone()
     }
 
-    fn remove_layers(
+    fn remove_published(
         &mut self,
         _: &Repository,
-        layers: &[gc::UnusedLayer],
-    ) -> Result<Vec<String>, gc::HostError> {
+        unpublished: &[gc::Unpublished],
+    ) -> Result<Vec<gc::Unpublished>, gc::HostError> {
         if let Some(known) = self.prevented.take() {
             self.known = known;
             return Ok(Vec::new());
         }
-        let layers = layers.iter().map(|layer| layer.layer.clone());
-        self.removed.extend(layers);
-        self.known.unused_layers.clear();
+        self.removed.extend_from_slice(unpublished);
+        self.known.unpublished.clear();
         Ok(self.removed.clone())
+    }
+}
+
+fn unpublished() -> gc::Unpublished {
+    gc::Unpublished {
+        kind: gc::PublishedKind::Layer,
+        id: "layer".into(),
+        reason: RemoveReason::Unpublished,
     }
 }
 
@@ -471,13 +478,10 @@ fn what_the_host_needs_stays_and_what_it_gives_up_goes() {
         id: gc::RefId::of_tag(&repository::Tag::new("old").unwrap()),
         reason: RemoveReason::NotDeployed,
     });
-    host.known.unused_layers.push(gc::UnusedLayer {
-        layer: "layer".into(),
-        reason: RemoveReason::Unpublished,
-    });
+    host.known.unpublished.push(unpublished());
     let (plan, swept) = collect_on(&mut host, &mut repository);
     assert_eq!(plan.problems, []);
-    assert_eq!(host.removed, ["layer"]);
+    assert_eq!(host.removed, [unpublished()]);
     assert_eq!((swept.layers, swept.refs), (1, 1));
     assert!(has_file(&repository, "booted") && has_file(&repository, "app"));
     assert!(!has_file(&repository, "old"));
@@ -498,10 +502,7 @@ fn layers_that_cannot_be_removed_now_stay_with_what_they_need() {
         id: id.clone(),
         reason: RemoveReason::Unpublished,
     });
-    host.known.unused_layers.push(gc::UnusedLayer {
-        layer: "layer".into(),
-        reason: RemoveReason::Unpublished,
-    });
+    host.known.unpublished.push(unpublished());
     let reading = gc::Root {
         owner: gc::Owner {
             kind: OwnerKind::Podman,
@@ -516,7 +517,10 @@ fn layers_that_cannot_be_removed_now_stay_with_what_they_need() {
     });
     let later = host.known.clone();
     let (plan, swept) = collect_on(&mut host, &mut repository);
-    assert_eq!((plan.layers.as_slice(), swept), (&[][..], Swept::default()));
+    assert_eq!(
+        (plan.unpublished.as_slice(), swept),
+        (&[][..], Swept::default())
+    );
     assert!(has_file(&repository, "layer"));
 
     host.known = later;
@@ -536,10 +540,7 @@ fn doubt_about_everything_keeps_everything_and_doubt_about_what_is_kept_keeps_th
             id: gc::RefId::of_tag(&repository::Tag::new("old").unwrap()),
             reason: RemoveReason::NotDeployed,
         });
-        host.known.unused_layers.push(gc::UnusedLayer {
-            layer: "layer".into(),
-            reason: RemoveReason::Unpublished,
-        });
+        host.known.unpublished.push(unpublished());
         host.known.problems.push(Problem::Source {
             path: "loader/entries/b.conf".into(),
             error: "it has no options".into(),

@@ -8,12 +8,12 @@ use std::{
     path::PathBuf,
 };
 
-use containers_storage::{LayerId, LayerRecord, LinkId};
+use containers_storage::{ImageId, LayerId, LayerRecord, LinkId};
 use repository::{RefPath, Repository};
 
 use crate::{
     error::Result,
-    hidden::is_hidden,
+    hidden::{is_hidden, without_containers},
     in_use::{Consumers, Stores, User},
     layout::Layout,
     mounted::{AllMounts, MountUse},
@@ -28,6 +28,8 @@ pub struct Claims {
     pub claims: Vec<Claim>,
     /// Layers that no published image has and nobody uses.
     pub unused: Vec<LayerId>,
+    /// Unpublished images whose records are there for containers, of which none is left.
+    pub forgotten: Vec<ImageId>,
     /// The refs below `images/refs/` that nobody claims.
     pub unclaimed: Vec<RefPath>,
     /// What cannot be read, and why. Every layer that it may use is claimed by it.
@@ -78,11 +80,12 @@ pub fn claims(repository: &Repository, stores: &Stores) -> Result<Claims> {
     };
     let records = own.root().layer_records()?;
     let mut images = own.root().image_records()?;
-    // Their containers claim what they need.
-    images.retain(|record| !is_hidden(record));
     let parked = own.removed()?;
     let mut consumers = Consumers::read(&paths)?;
     consumers.add(stores);
+    let forgotten = without_containers(repository, &paths, &consumers, &images)?;
+    // The containers of the others claim what they need.
+    images.retain(|record| !is_hidden(record));
     let mut asked: Vec<(LayerId, Option<LinkId>)> = Vec::new();
     for record in &records {
         asked.push((record.id.clone(), link_of(&paths, &record.id)?));
@@ -91,7 +94,10 @@ pub fn claims(repository: &Repository, stores: &Stores) -> Result<Claims> {
     let users = consumers.users_of(repository, &asked);
 
     let parents = Parents::of(&records);
-    let mut all = Claims::default();
+    let mut all = Claims {
+        forgotten,
+        ..Claims::default()
+    };
     let mut needed: HashSet<LayerId> = HashSet::new();
     for image in &images {
         let Some(top) = &image.layer else { continue };

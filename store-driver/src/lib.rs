@@ -76,8 +76,6 @@ pub use publish::{LayerOutcome, Note, PublishOptions, PublishReport, PublishedLa
 pub use published::{PublishedImage, find_published, published, refresh_names};
 pub use serve::{ServeReport, mount_image, serve_mounts, unmount_all};
 pub use tar_split::TarSplitError;
-pub use unpublish::{
-    KeptLayer, UnpublishReport, UnusedLayers, WhileInUse, remove_unused_layers, unpublish,
-};
+pub use unpublish::{KeptLayer, UnpublishReport, Unused, WhileInUse, remove_unused, unpublish};
 pub use verify::{Enforcement, Unsound, VerifiedImage, VerifyReport, verify_published};
 pub use view::{ViewMount, ViewState};

@@ -23,7 +23,7 @@ use serde::Serialize;
 use crate::{
     engines::Engines,
     error::{Error, Result},
-    hidden::{hide, is_hidden},
+    hidden::{hide, is_hidden, without_containers},
     in_use::{Stores, User},
     paths::StorePaths,
     serve::LayerMounts,
@@ -55,7 +55,7 @@ pub struct UnpublishReport {
 pub enum WhileInUse {
     /// Nothing: [`Error::InUse`].
     Refuse,
-    /// It has no names any more; [`remove_unused_layers`] removes its layers when nobody uses them.
+    /// It has no names any more; [`remove_unused`] removes its layers when nobody uses them.
     Hide,
 }
 
@@ -109,30 +109,20 @@ fn wait_for_engines(patience: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Takes the records of hidden images away that have no containers.
-fn forget_hidden(repository: &Repository, store: &mut Store, patience: Duration) -> Result<()> {
-    let mut hidden = store.own.root().image_records()?;
-    hidden.retain(is_hidden);
-    if hidden.is_empty() {
-        return Ok(());
-    }
-    let mut asked = Vec::new();
-    for layer in hidden.iter().filter_map(|record| record.layer.as_ref()) {
-        asked.push((layer.clone(), link_of(&store.paths, layer)?));
-    }
-    let users = store.consumers.users_of(repository, &asked);
-    let needs_image =
-        |user: &User| matches!(user, User::Container { .. } | User::Unreadable { .. });
-    hidden.retain(|record| {
-        let layer = record.layer.as_ref();
-        !layer.is_some_and(|layer| users.of(layer).iter().any(needs_image))
-    });
-    if hidden.is_empty() {
-        return Ok(());
+/// Takes the records of hidden images away that have no containers. Returns their IDs.
+fn forget_hidden(
+    repository: &Repository,
+    store: &mut Store,
+    patience: Duration,
+) -> Result<Vec<ImageId>> {
+    let images = store.own.root().image_records()?;
+    let forgotten = without_containers(repository, &store.paths, &store.consumers, &images)?;
+    if forgotten.is_empty() {
+        return Ok(forgotten);
     }
     let mut images = store.own.images()?;
-    for record in &hidden {
-        images.remove(&record.id);
+    for image in &forgotten {
+        images.remove(image);
     }
     // An engine that has read the list reads the images one by one after it.
     images.commit_unmarked()?;
@@ -140,7 +130,7 @@ fn forget_hidden(repository: &Repository, store: &mut Store, patience: Duration)
     wait_for_engines(patience)?;
     store.own.images()?.commit()?;
     failpoint("unpublish-image-removed");
-    Ok(())
+    Ok(forgotten)
 }
 
 /// The layers that images have, of all that there are.
@@ -175,27 +165,29 @@ fn users_of_image(repository: &Repository, store: &Store, image: &ImageId) -> Re
     Ok(found)
 }
 
-/// Layers that no published image has.
+/// What no published image has.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct UnusedLayers {
-    /// Those that nobody uses, which go.
+pub struct Unused {
+    /// Unpublished images that no container needs any more: their records are gone.
+    pub forgotten: Vec<ImageId>,
+    /// Layers that nobody uses, which are gone.
     pub removed: Vec<LayerId>,
-    /// Those that are in use, which stay.
+    /// Layers that are in use, which stay.
     pub kept: Vec<KeptLayer>,
 }
 
-/// Removes the layers that no published image has and nobody uses: what an earlier [`unpublish`] had to
-/// keep, and what a crash while publishing left behind. Without a store it makes none.
+/// Removes what no published image has and nobody uses: what an earlier [`unpublish`] had to keep, and what
+/// a crash while publishing left behind. Without a store it makes none.
 ///
 /// For callers that others wait for: `None` says that podman has been reading the store for longer than
 /// `patience`, and that layers may be left.
-pub fn remove_unused_layers(
+pub fn remove_unused(
     repository: &Repository,
     stores: &Stores,
     patience: Duration,
-) -> Result<Option<UnusedLayers>> {
+) -> Result<Option<Unused>> {
     if open_existing(&StorePaths::of(repository))?.is_none() {
-        return Ok(Some(UnusedLayers::default()));
+        return Ok(Some(Unused::default()));
     }
     let end = Instant::now() + patience;
     let sweep = || {
@@ -230,12 +222,15 @@ fn refs_of_others(repository: &Repository, layers: &HashSet<LayerId>) -> Result<
     Ok(refs)
 }
 
-fn sweep(repository: &Repository, store: &mut Store, patience: Duration) -> Result<UnusedLayers> {
-    forget_hidden(repository, store, patience)?;
+fn sweep(repository: &Repository, store: &mut Store, patience: Duration) -> Result<Unused> {
+    let forgotten = forget_hidden(repository, store, patience)?;
     let (candidates, hidden) = candidates(&store.own)?;
     if candidates.is_empty() {
         clear_up(repository, store)?;
-        return Ok(UnusedLayers::default());
+        return Ok(Unused {
+            forgotten,
+            ..Unused::default()
+        });
     }
     let asked: Vec<(LayerId, Option<LinkId>)> = candidates
         .iter()
@@ -275,7 +270,11 @@ fn sweep(repository: &Repository, store: &mut Store, patience: Duration) -> Resu
             layer: record.id,
         })
         .collect();
-    Ok(UnusedLayers { removed, kept })
+    Ok(Unused {
+        forgotten,
+        removed,
+        kept,
+    })
 }
 
 /// Takes mounts and refs away that no layer of the store has. Returns the layers there are.

@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use std::time::SystemTime;
 
 use gc::boot::Orphans;
-use gc::{Decision, Doubt, InDoubt, Plan, Problem, RemoveReason, Retention, Root, Swept};
+use gc::{
+    Decision, Doubt, InDoubt, Plan, Problem, PublishedKind, RemoveReason, Retention, Root, Swept,
+};
 use repository::Wait;
 use serde::Serialize;
 
@@ -148,13 +150,14 @@ fn print_roots(roots: &[Root], out: &mut dyn Write) -> io::Result<()> {
 fn print_swept(swept: &Swept, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
-        "removed {} ({}), {}, {}, {}, {}, {}, {}",
+        "removed {} ({}), {}, {}, {}, {}, {}, {}, {}",
         count(swept.objects, "object"),
         size(swept.object_bytes),
         count(swept.streams, "stream"),
         count(swept.images, "image"),
         count(swept.refs, "ref"),
         count(swept.layers, "published layer"),
+        count(swept.image_records, "image record"),
         count(swept.staging, "unfinished import"),
         count(swept.orphans, "orphan"),
     )
@@ -171,13 +174,12 @@ fn print_plan(plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
         let path = orphan.path.display();
         writeln!(out, "remove {} {path}: no boot entry names it", orphan.kind)?;
     }
-    for layer in &plan.layers {
-        let layer_id = &layer.layer;
-        writeln!(
-            out,
-            "remove published layer {layer_id}: {}",
-            words(layer.reason)
-        )?;
+    for item in &plan.unpublished {
+        let what = match item.kind {
+            PublishedKind::Layer => "published layer",
+            PublishedKind::ImageRecord => "record of the image",
+        };
+        writeln!(out, "remove {what} {}: {}", item.id, words(item.reason))?;
     }
     let mut line = |what: &str, name: &dyn std::fmt::Display, decision: Decision| match decision {
         Decision::Keep(_) => Ok(()),
@@ -224,6 +226,7 @@ fn words(reason: RemoveReason) -> &'static str {
         RemoveReason::Unreferenced => "nothing needs it",
         RemoveReason::Abandoned => "its process is gone",
         RemoveReason::Unpublished => "no published image has it and nobody uses it",
+        RemoveReason::NoContainers => "it was unpublished, and has no containers any more",
         RemoveReason::NotDeployed => "no deployment needs it",
         RemoveReason::SubjectGone => "what it refers to is gone",
         RemoveReason::BeyondLast => "newer tags are kept",

@@ -3,9 +3,11 @@
 //! Files are opened beneath the layer's directory without following symlinks. A layer whose owners
 //! were shifted for a user namespace has older generations `diff1`, `diff2`, … behind `diff`; a file is
 //! looked for in each, newest first, and metacopy stubs, which have the right size and no data, count
-//! as not there. Owner, mode, times and xattrs on disk mean nothing: the tar headers have them.
+//! as not there. A copy for other owners (podman 5) may have nothing but stubs; their content is in the
+//! layer that was copied, the first that `lower` names. Owner, mode, times and xattrs on disk mean
+//! nothing: the tar headers have them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -19,13 +21,16 @@ use super::image::ImageNames;
 use super::toc::FlatNames;
 use super::{Layer, LayerKind};
 use crate::error::Error;
-use crate::ids::LayerId;
-use crate::read::io_error;
+use crate::ids::{LayerId, LinkId};
+use crate::read::{io_error, read_limited};
 use crate::storage::Driver;
 use crate::tar_split::{EntryName, TarSplit, TarSplitEntry};
 
 /// More generations than id-mapped copies of a layer were ever seen to have.
 const MAX_GENERATIONS: usize = 64;
+
+/// Most bytes of a `lower` file: 500 short names, with room to spare.
+const MAX_LOWER: u64 = 64 << 10;
 
 /// `diff`, `diff1`, `diff2`, … as far as they go.
 fn open_generations(dir: &Path) -> Result<Vec<OwnedFd>, Error> {
@@ -42,6 +47,23 @@ fn open_generations(dir: &Path) -> Result<Vec<OwnedFd>, Error> {
         }
     }
     Ok(generations)
+}
+
+/// The trees below a layer, topmost first: where overlayfs finds the content of its stubs. Links that lead
+/// nowhere, or to something else than a layer's tree, are left out.
+fn trees_below(layer: &Layer, dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let lower = read_limited(&dir.join("lower"), MAX_LOWER)?.unwrap_or_default();
+    let lower = String::from_utf8_lossy(&lower);
+    let tree = |name: &str| {
+        let link: LinkId = name.trim().strip_prefix("l/")?.parse().ok()?;
+        let mut roots = layer.storage.roots().iter();
+        roots.find_map(|root| {
+            let target = fs::read_link(root.overlay_dir().join("l").join(link.as_str())).ok()?;
+            let id = target.strip_prefix("..").ok()?.parent()?.to_str()?;
+            Some(root.layer_dir(&id.parse().ok()?))
+        })
+    };
+    Ok(lower.split(':').filter_map(tree).collect())
 }
 
 /// Where the objects or the mounted tree of a composefs-backed layer are: `diff` leads there, and podman
@@ -79,6 +101,8 @@ pub struct OpenLayer {
     kind: LayerKind,
     /// `diff`, `diff1`, …: where files are looked for, in this order.
     pub(super) generations: Vec<OwnedFd>,
+    /// The directories of the layers in which the content of stubs may be.
+    below: Vec<PathBuf>,
     names: Names,
     tar_split: Option<(Arc<File>, PathBuf)>,
 }
@@ -98,6 +122,11 @@ impl OpenLayer {
                     kind,
                 });
             }
+        };
+        // Stubs come into being only together with an older generation.
+        let below = match generations.len() {
+            0 | 1 => Vec::new(),
+            _ => trees_below(layer, dir)?,
         };
         let names = match kind {
             LayerKind::Flat => {
@@ -126,6 +155,7 @@ impl OpenLayer {
             layer: layer.clone(),
             kind,
             generations,
+            below,
             names,
             tar_split,
         })
@@ -193,21 +223,19 @@ impl OpenLayer {
                 name: name.clone(),
             });
         };
-        // Opening a fifo or device in place of the file must have no effect.
-        let flags =
-            OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let resolve =
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        for generation in &self.generations {
-            let fd = match rustix::fs::openat2(
-                generation,
-                path.as_slice(),
-                flags,
-                Mode::empty(),
-                resolve,
-            ) {
+        let open_in = |tree: &OwnedFd| -> Result<Entry, Error> {
+            // Opening a fifo or device in place of the file must have no effect.
+            let flags = OFlags::RDONLY
+                | OFlags::NONBLOCK
+                | OFlags::NOCTTY
+                | OFlags::NOFOLLOW
+                | OFlags::CLOEXEC;
+            let resolve =
+                ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+            let path = path.as_slice();
+            let fd = match rustix::fs::openat2(tree, path, flags, Mode::empty(), resolve) {
                 Ok(fd) => fd,
-                Err(Errno::NOENT | Errno::NOTDIR) => continue,
+                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Entry::None),
                 Err(Errno::LOOP) => return Err(unsafe_file("leads through a symlink")),
                 Err(Errno::XDEV) => return Err(unsafe_file("leaves the layer's directory")),
                 Err(Errno::NXIO) => return Err(unsafe_file("is not a regular file")),
@@ -217,13 +245,30 @@ impl OpenLayer {
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
                 return Err(unsafe_file("is not a regular file"));
             }
-            // Stubs come into being only together with an older generation.
             if self.generations.len() > 1
                 && is_metacopy_stub(&fd).map_err(|e| unreadable(e.into()))?
             {
-                continue;
+                return Ok(Entry::Stub);
             }
-            return Ok(File::from(fd));
+            Ok(Entry::File(File::from(fd)))
+        };
+        let mut is_stub = false;
+        for generation in &self.generations {
+            match open_in(generation)? {
+                Entry::File(file) => return Ok(file),
+                Entry::Stub => is_stub = true,
+                Entry::None => {}
+            }
+        }
+        if is_stub {
+            for layer in &self.below {
+                // One that is going, or that no tree is kept of, has nothing for us.
+                for generation in open_generations(layer).unwrap_or_default() {
+                    if let Entry::File(file) = open_in(&generation)? {
+                        return Ok(file);
+                    }
+                }
+            }
         }
         // Perhaps because the layer is being removed, which then is what there is to say.
         self.check_unchanged()?;
@@ -232,6 +277,13 @@ impl OpenLayer {
             name: name.clone(),
         })
     }
+}
+
+/// What a tree has at a path.
+enum Entry {
+    File(File),
+    Stub,
+    None,
 }
 
 /// A file read from its beginning, whoever else reads the same descriptor.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use composefs_image::image_objects;
 use gc::boot::{self, Orphans, Sources};
-use gc::{Known, Need, Owner, OwnerKind, Plan, Root, Swept, UnusedLayer};
+use gc::{Known, Need, Owner, OwnerKind, Plan, Root, Swept, Unpublished};
 use repository::layers::XattrFilter;
 use repository::oci::{
     self, Config, ConfigDigest, DiffId, ErofsKey, ErofsRefs, Manifest, ManifestDigest, NewImage,
@@ -192,11 +192,11 @@ impl gc::Host for TestHost {
         known
     }
 
-    fn remove_layers(
+    fn remove_published(
         &mut self,
         _: &Repository,
-        _: &[UnusedLayer],
-    ) -> Result<Vec<String>, gc::HostError> {
+        _: &[Unpublished],
+    ) -> Result<Vec<Unpublished>, gc::HostError> {
         Ok(Vec::new())
     }
 }

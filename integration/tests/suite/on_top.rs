@@ -312,6 +312,72 @@ fn a_child_image_of_podman_5_8_keeps_the_layers_it_is_built_on() -> Result<()> {
     a_child_keeps_the_layers_it_is_built_on(Release::Sid, Layout::Blob)
 }
 
+/// The record of an unpublished image goes with its last container, also where all its layers are those of
+/// another image and stay.
+#[test]
+fn the_record_of_an_unpublished_image_goes_with_its_last_container() -> Result<()> {
+    const OTHER: &str = "localhost/other:latest";
+    let seed = unique();
+    let layers = |count: u64| {
+        let layer = |n| vec![Member::file(format!("layer{n}"), noise(seed + n, 3000))];
+        (0..count).map(layer).collect()
+    };
+    let scene = Scene::new(Release::Sid, Kind::Xfs, |dir| {
+        Fixture::of_own_layers(dir, seed, layers(2))
+    })?;
+    let other = scene.disk.path().join("other");
+    Fixture::of_own_layers(&other, seed, layers(3))?;
+    let podman = scene.published(Layout::Mounted)?;
+    let conf = text(podman.storage_conf());
+    let other = format!("oci:{}", other.display());
+    scene.store.ok(&["import", "--tag", OTHER, &other])?;
+    let publish = [
+        "publish",
+        "--storage-conf",
+        &conf,
+        "--layout",
+        "mounted",
+        OTHER,
+    ];
+    scene.store.ok(&publish)?;
+
+    podman.ok(&["run", "--detach", "--name", "old", IMAGE, "sleep", "6000"])?;
+    let unpublish = ["unpublish", "--when-unused", "--storage-conf", &conf, IMAGE];
+    scene.store.ok(&unpublish)?;
+    let collect = |options: &[&str]| -> Result<serde_json::Value> {
+        let command = [&["--json", "gc", "--storage-conf", &conf], options].concat();
+        Ok(serde_json::from_slice(&scene.store.ok(&command)?.stdout)?)
+    };
+    let done = collect(&[])?;
+    assert_eq!(done["plan"]["unpublished"], serde_json::json!([]));
+    podman.ok(&["commit", "--quiet", "old", "localhost/committed"])?;
+    podman.ok(&["rmi", "--no-prune", "localhost/committed"])?;
+
+    podman.ok(&["rm", "--force", "--time", "0", "old"])?;
+    let planned = collect(&["--dry-run"])?["plan"]["unpublished"].clone();
+    let kinds: Vec<_> = planned
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|it| &it["kind"])
+        .collect();
+    assert_eq!(kinds, ["image-record"], "{planned}");
+    let done = collect(&[])?;
+    assert_eq!(done["plan"]["unpublished"], planned);
+    assert_eq!(done["swept"]["image_records"], 1, "{done}");
+    let listed = [
+        "images",
+        "--all",
+        "--noheading",
+        "--format",
+        "{{.Repository}}:{{.Tag}}",
+    ];
+    assert_eq!(podman.ok(&listed)?.text(), OTHER);
+    podman.ok(&["run", "--rm", OTHER, "cat", "/layer2"])?;
+    scene.store.ok(&["fsck"])?;
+    Ok(())
+}
+
 #[test]
 fn publish_and_unpublish_killed_at_any_step_can_be_done_again() -> Result<()> {
     let scene = Scene::new(Release::Host, Kind::Xfs, small)?;

@@ -17,6 +17,7 @@ use integration::{
 };
 use serde_json::Value;
 
+use crate::on_top::small;
 use crate::scene::{IMAGE, Scene};
 use crate::sources::{Contents, contents_of, copy, path};
 
@@ -197,6 +198,47 @@ fn a_transient_store_gives_the_same_repository_while_containers_run() -> Result<
         engine.ok(&["commit", "--quiet", "running", committed])?;
         bench.same_as_copied(&engine, committed, "committed")?;
         engine.ok(&["rm", "--force", "--time", "0", "running"])?;
+    }
+    Ok(())
+}
+
+/// Where the kernel cannot shift owners, podman gives an image a second top layer for a container with other
+/// ones. With `metacopy=on` all files in it are stubs, and its own content is in an older generation.
+#[test]
+fn copies_for_other_owners_give_the_same_repository() -> Result<()> {
+    for release in [Release::Trixie, Release::Sid] {
+        let bench = Bench::of(Scene::new(release, Kind::Xfs, small)?)?;
+        let engine = bench.engine("mapped", &Engine::default().metacopy())?;
+        bench.load(&engine)?;
+        let before = engine.layers(IMAGE)?;
+        let map = "0:100000:65536";
+        let run = [
+            "run", "--uidmap", map, "--gidmap", map, IMAGE, "stat", "-c", "%u", "/",
+        ];
+        let mut command = engine.command("podman");
+        // As on a filesystem that cannot shift owners.
+        command.env("_CONTAINERS_OVERLAY_DISABLE_IDMAP", "yes");
+        assert_eq!(ok(command.args(run))?.text(), "0", "{release:?}");
+
+        let file = engine.graphroot().join("overlay-images/images.json");
+        let mut records: Vec<Value> = serde_json::from_slice(&std::fs::read(&file)?)?;
+        let mapped = records[0]["mapped-layers"][0].clone();
+        let copy = mapped.as_str().context("there is no copy")?.to_owned();
+        let overlay = engine.graphroot().join("overlay").join(&copy);
+        ensure!(overlay.join("diff1").is_dir(), "there is one generation");
+        let files = ok(Command::new("find").arg(&overlay).args(["-type", "f"]))?.text();
+        let is_stub = |file: &&str| {
+            rustix::fs::lgetxattr(*file, "trusted.overlay.metacopy", &mut [0_u8; 64]).is_ok()
+        };
+        let stubs = files.lines().filter(is_stub).count();
+        ensure!(stubs > 0, "all files have content: {files}");
+        bench.same_from(&engine, "mapped")?;
+        assert_eq!(engine.layers(IMAGE)?, before);
+
+        // The copy is as good as the original.
+        records[0]["layer"] = mapped;
+        std::fs::write(&file, serde_json::to_vec(&records)?)?;
+        bench.same_from(&engine, "copy")?;
     }
     Ok(())
 }
