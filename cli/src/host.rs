@@ -11,7 +11,7 @@ use gc::{
     Retention, Root, Unpublished,
 };
 use repository::{Category, RefPath, Repository};
-use store_driver::{Claim, Claimant, StorePaths, Stores, User};
+use store_driver::{Claim, Claimant, LeftRecords, StorePaths, Stores, User};
 
 use crate::args::HostArgs;
 use crate::commands::publish::podman_conf;
@@ -26,6 +26,10 @@ pub(crate) struct Host {
     retention: Option<Retention>,
     /// Whether podman's reading kept layers from being removed.
     podman_reads: bool,
+    /// Unpublished images whose records are gone.
+    forgotten: Vec<ImageId>,
+    /// What becomes of those that are left.
+    left: LeftRecords,
 }
 
 /// How long podman may read from the store of published images while everybody waits for a collection.
@@ -40,6 +44,8 @@ impl Host {
             orphans,
             retention: None,
             podman_reads: false,
+            forgotten: Vec::new(),
+            left: LeftRecords::Go,
         })
     }
 
@@ -140,7 +146,7 @@ pub(crate) fn stores(args: &HostArgs) -> anyhow::Result<Stores> {
 impl gc::Host for Host {
     fn known(&mut self, repository: &Repository) -> Known {
         let mut known = self.deployments(repository);
-        let mut podman = podman(repository, &self.stores);
+        let mut podman = podman(repository, &self.stores, self.left);
         if self.podman_reads {
             keep_unused(repository, &mut podman);
         }
@@ -150,21 +156,37 @@ impl gc::Host for Host {
         known
     }
 
+    fn withdraw(
+        &mut self,
+        repository: &Repository,
+        unpublished: &[Unpublished],
+    ) -> Result<(), gc::HostError> {
+        let is_record = |item: &Unpublished| item.kind == PublishedKind::ImageRecord;
+        if unpublished.iter().any(is_record) {
+            let forgotten = store_driver::forget_unpublished(repository, &self.stores)?;
+            self.forgotten = forgotten.unwrap_or_default();
+        }
+        self.left = LeftRecords::Stay;
+        Ok(())
+    }
+
     fn remove_published(
         &mut self,
         repository: &Repository,
         _: &[Unpublished],
     ) -> Result<Vec<Unpublished>, gc::HostError> {
-        let done = store_driver::remove_unused(repository, &self.stores, PATIENCE)?;
+        let done = store_driver::remove_unused_layers(repository, &self.stores, PATIENCE)?;
         self.podman_reads = done.is_none();
-        let done = done.unwrap_or_default();
-        Ok(unpublished(&done.forgotten, &done.removed))
+        Ok(unpublished(
+            &self.forgotten,
+            &done.unwrap_or_default().removed,
+        ))
     }
 }
 
 /// What podman needs.
-fn podman(repository: &Repository, stores: &Stores) -> Known {
-    let claims = match store_driver::claims(repository, stores) {
+fn podman(repository: &Repository, stores: &Stores, left: LeftRecords) -> Known {
+    let claims = match store_driver::claims(repository, stores, left) {
         Ok(claims) => claims,
         Err(error) => return unreadable(StorePaths::of(repository).store(), &error),
     };
@@ -243,6 +265,11 @@ fn describe(claimant: Claimant) -> (OwnerKind, String, String) {
             };
             (OwnerKind::Published, name, reason)
         }
+        Claimant::Unpublished { id } => (
+            OwnerKind::Podman,
+            format!("image {}", short(&id)),
+            "is unpublished, and its record goes with a later gc".into(),
+        ),
         Claimant::User(user) => {
             let (name, reason) = match &user {
                 User::Layer { store, layer } => (

@@ -61,6 +61,11 @@ pub fn prepare<'r>(
     host: &mut dyn Host,
     progress: &dyn Progress,
 ) -> Result<Prepared<'r>> {
+    if !plan.unpublished.is_empty() {
+        progress.begin(Phase::Waiting, None);
+    }
+    host.withdraw(repository, &plan.unpublished)
+        .map_err(Error::Published)?;
     if wait == Wait::Block {
         match repository.exclusive(Wait::Fail) {
             Err(repository::Error::Busy(_)) => progress.begin(Phase::Waiting, None),

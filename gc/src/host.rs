@@ -87,8 +87,21 @@ pub trait Host {
     /// not open the repository a second time.
     fn known(&mut self, repository: &Repository) -> Known;
 
+    /// Takes away the image records among what is to go, and waits for whoever may have found them already:
+    /// called under the shared lock, so that nobody has to wait for that. What is known afterwards must keep
+    /// the layers of records that are left.
+    fn withdraw(
+        &mut self,
+        repository: &Repository,
+        unpublished: &[Unpublished],
+    ) -> Result<(), HostError> {
+        let _ = (repository, unpublished);
+        Ok(())
+    }
+
     /// Removes what is published: podman must not see it without its content, so this is called under the
-    /// exclusive lock, before anything else is removed, and only if there is any. Returns what is gone. What
+    /// exclusive lock, before anything else is removed, and only if there is any. Returns what is gone, with
+    /// what [`Self::withdraw`] has taken away. What
     /// turns out to be in use stays, and so does what cannot be removed without making others wait: what is
     /// known is asked for again afterwards, and must keep it.
     fn remove_published(

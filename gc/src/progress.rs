@@ -3,7 +3,7 @@
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Waiting for other processes to leave the repository. Counts nothing.
+    /// Waiting for other processes: to leave the repository, or to be done with what goes. Counts nothing.
     Waiting,
     /// Reading what the roots need. Counts streams and images.
     Marking,

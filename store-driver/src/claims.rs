@@ -57,8 +57,22 @@ pub enum Claimant {
         /// The layout of its top layer, if the layer is there.
         layout: Option<Layout>,
     },
+    /// An unpublished image without containers whose record is still there.
+    Unpublished {
+        /// Its ID.
+        id: String,
+    },
     /// Somebody in a store of podman's.
     User(User),
+}
+
+/// What is to become of the record of an unpublished image whose last container is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeftRecords {
+    /// [`crate::forget_unpublished`] is going to take it away.
+    Go,
+    /// It stays for now, and claims the image's layers.
+    Stay,
 }
 
 /// The mounts that show images of a repository, in every mount namespace that can be seen. A mount of a
@@ -70,7 +84,7 @@ pub fn mounted_images(repository: &Repository) -> Result<Vec<MountUse>> {
 }
 
 /// Finds out what podman needs. Writes nothing and takes no lock.
-pub fn claims(repository: &Repository, stores: &Stores) -> Result<Claims> {
+pub fn claims(repository: &Repository, stores: &Stores, left: LeftRecords) -> Result<Claims> {
     let paths = StorePaths::of(repository);
     let Some(own) = open_existing(&paths)? else {
         return Ok(Claims {
@@ -83,9 +97,13 @@ pub fn claims(repository: &Repository, stores: &Stores) -> Result<Claims> {
     let parked = own.removed()?;
     let mut consumers = Consumers::read(&paths)?;
     consumers.add(stores);
-    let forgotten = without_containers(repository, &paths, &consumers, &images)?;
-    // The containers of the others claim what they need.
-    images.retain(|record| !is_hidden(record));
+    let mut forgotten = without_containers(repository, &paths, &consumers, &images)?;
+    let mut staying = Vec::new();
+    if left == LeftRecords::Stay {
+        staying = std::mem::take(&mut forgotten);
+    }
+    // Containers claim what they need themselves.
+    images.retain(|record| !is_hidden(record) || staying.contains(&record.id));
     let mut asked: Vec<(LayerId, Option<LinkId>)> = Vec::new();
     for record in &records {
         asked.push((record.id.clone(), link_of(&paths, &record.id)?));
@@ -102,12 +120,18 @@ pub fn claims(repository: &Repository, stores: &Stores) -> Result<Claims> {
     for image in &images {
         let Some(top) = &image.layer else { continue };
         let layers = parents.chain(top);
-        all.claims.push(Claim {
-            claimant: Claimant::Image {
-                id: image.id.to_string(),
+        let id = image.id.to_string();
+        let claimant = if is_hidden(image) {
+            Claimant::Unpublished { id }
+        } else {
+            Claimant::Image {
+                id,
                 names: image.names.clone(),
                 layout: Layout::of(&paths, top).ok(),
-            },
+            }
+        };
+        all.claims.push(Claim {
+            claimant,
             refs: layers.iter().map(layer_ref).collect::<Result<_>>()?,
         });
         needed.extend(layers);

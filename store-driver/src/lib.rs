@@ -63,7 +63,7 @@ mod verify;
 mod view;
 
 pub use check::{Fault, check_published, mend_published, published_image_again};
-pub use claims::{Claim, Claimant, Claims, claims, mounted_images};
+pub use claims::{Claim, Claimant, Claims, LeftRecords, claims, mounted_images};
 pub use error::{Error, NotMounted, Result};
 pub use host::{check_host, check_verified_host};
 pub use in_use::{Stores, User};
@@ -76,6 +76,9 @@ pub use publish::{LayerOutcome, Note, PublishOptions, PublishReport, PublishedLa
 pub use published::{PublishedImage, find_published, published, refresh_names};
 pub use serve::{ServeReport, mount_image, serve_mounts, unmount_all};
 pub use tar_split::TarSplitError;
-pub use unpublish::{KeptLayer, UnpublishReport, Unused, WhileInUse, remove_unused, unpublish};
+pub use unpublish::{
+    KeptLayer, UnpublishReport, UnusedLayers, WhileInUse, forget_unpublished, remove_unused_layers,
+    unpublish,
+};
 pub use verify::{Enforcement, Unsound, VerifiedImage, VerifyReport, verify_published};
 pub use view::{ViewMount, ViewState};

@@ -55,7 +55,7 @@ pub struct UnpublishReport {
 pub enum WhileInUse {
     /// Nothing: [`Error::InUse`].
     Refuse,
-    /// It has no names any more; [`remove_unused`] removes its layers when nobody uses them.
+    /// It has no names any more; [`remove_unused_layers`] removes its layers when nobody uses them.
     Hide,
 }
 
@@ -91,8 +91,9 @@ pub fn unpublish(
     }
     images.commit()?;
     failpoint("unpublish-image-hidden");
-    wait_for_engines(PATIENCE)?;
-    let unused = sweep(repository, &mut store, PATIENCE)?;
+    wait_for_engines()?;
+    forget_hidden(repository, &mut store)?;
+    let unused = sweep(repository, &mut store)?;
     Ok(UnpublishReport {
         image: image.clone(),
         removed: unused.removed,
@@ -101,8 +102,8 @@ pub fn unpublish(
 }
 
 /// Gives engines that run the time to do what they looked an image up for.
-fn wait_for_engines(patience: Duration) -> Result<()> {
-    let running = Engines::running()?.wait(patience)?;
+fn wait_for_engines() -> Result<()> {
+    let running = Engines::running()?.wait(PATIENCE)?;
     if running > 0 {
         tracing::info!("{running} engines go on running; they are not waited for any longer");
     }
@@ -110,11 +111,7 @@ fn wait_for_engines(patience: Duration) -> Result<()> {
 }
 
 /// Takes the records of hidden images away that have no containers. Returns their IDs.
-fn forget_hidden(
-    repository: &Repository,
-    store: &mut Store,
-    patience: Duration,
-) -> Result<Vec<ImageId>> {
+fn forget_hidden(repository: &Repository, store: &mut Store) -> Result<Vec<ImageId>> {
     let images = store.own.root().image_records()?;
     let forgotten = without_containers(repository, &store.paths, &store.consumers, &images)?;
     if forgotten.is_empty() {
@@ -127,7 +124,7 @@ fn forget_hidden(
     // An engine that has read the list reads the images one by one after it.
     images.commit_unmarked()?;
     failpoint("unpublish-image-dropped");
-    wait_for_engines(patience)?;
+    wait_for_engines()?;
     store.own.images()?.commit()?;
     failpoint("unpublish-image-removed");
     Ok(forgotten)
@@ -165,39 +162,58 @@ fn users_of_image(repository: &Repository, store: &Store, image: &ImageId) -> Re
     Ok(found)
 }
 
-/// What no published image has.
+/// Layers that no published image has.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Unused {
-    /// Unpublished images that no container needs any more: their records are gone.
-    pub forgotten: Vec<ImageId>,
-    /// Layers that nobody uses, which are gone.
+pub struct UnusedLayers {
+    /// Those that nobody uses, which are gone.
     pub removed: Vec<LayerId>,
-    /// Layers that are in use, which stay.
+    /// Those that are in use, which stay.
     pub kept: Vec<KeptLayer>,
 }
 
-/// Removes what no published image has and nobody uses: what an earlier [`unpublish`] had to keep, and what
-/// a crash while publishing left behind. Without a store it makes none.
+/// Takes the records of unpublished images away whose last container is gone, and returns their IDs. Without a
+/// store it makes none.
+///
+/// It waits for engines that may have the images in a list, so nobody should have to wait for it. `None` says
+/// that podman has been reading the store for too long, and that records may be left.
+pub fn forget_unpublished(
+    repository: &Repository,
+    stores: &Stores,
+) -> Result<Option<Vec<ImageId>>> {
+    within(PATIENCE, repository, |store| {
+        store.consumers.note(stores)?;
+        forget_hidden(repository, store)
+    })
+}
+
+/// Removes the layers that no published image has and nobody uses: what an earlier [`unpublish`] had to
+/// keep, and what a crash while publishing left behind. Without a store it makes none.
 ///
 /// For callers that others wait for: `None` says that podman has been reading the store for longer than
 /// `patience`, and that layers may be left.
-pub fn remove_unused(
+pub fn remove_unused_layers(
     repository: &Repository,
     stores: &Stores,
     patience: Duration,
-) -> Result<Option<Unused>> {
+) -> Result<Option<UnusedLayers>> {
+    within(patience, repository, |store| {
+        store.consumers.note(stores)?;
+        sweep(repository, store)
+    })
+}
+
+/// Does something with the store, if there is one; `None` if podman's locks are waited for longer than `patience`.
+fn within<T: Default>(
+    patience: Duration,
+    repository: &Repository,
+    act: impl FnOnce(&mut Store) -> Result<T>,
+) -> Result<Option<T>> {
     if open_existing(&StorePaths::of(repository))?.is_none() {
-        return Ok(Some(Unused::default()));
+        return Ok(Some(T::default()));
     }
     let end = Instant::now() + patience;
-    let sweep = || {
-        let interrupt = Interrupt::when(move || Instant::now() >= end);
-        let mut store = Store::open_unless(repository, interrupt)?;
-        store.consumers.note(stores)?;
-        // The rest is for the locks.
-        sweep(repository, &mut store, patience / 2)
-    };
-    match sweep() {
+    let interrupt = Interrupt::when(move || Instant::now() >= end);
+    match Store::open_unless(repository, interrupt).and_then(|mut store| act(&mut store)) {
         Err(Error::Storage(containers_storage::Error::Interrupted { .. })) => Ok(None),
         result => result.map(Some),
     }
@@ -222,15 +238,11 @@ fn refs_of_others(repository: &Repository, layers: &HashSet<LayerId>) -> Result<
     Ok(refs)
 }
 
-fn sweep(repository: &Repository, store: &mut Store, patience: Duration) -> Result<Unused> {
-    let forgotten = forget_hidden(repository, store, patience)?;
+fn sweep(repository: &Repository, store: &mut Store) -> Result<UnusedLayers> {
     let (candidates, hidden) = candidates(&store.own)?;
     if candidates.is_empty() {
         clear_up(repository, store)?;
-        return Ok(Unused {
-            forgotten,
-            ..Unused::default()
-        });
+        return Ok(UnusedLayers::default());
     }
     let asked: Vec<(LayerId, Option<LinkId>)> = candidates
         .iter()
@@ -270,11 +282,7 @@ fn sweep(repository: &Repository, store: &mut Store, patience: Duration) -> Resu
             layer: record.id,
         })
         .collect();
-    Ok(Unused {
-        forgotten,
-        removed,
-        kept,
-    })
+    Ok(UnusedLayers { removed, kept })
 }
 
 /// Takes mounts and refs away that no layer of the store has. Returns the layers there are.

@@ -164,7 +164,7 @@ impl Channel {
 /// What people call a phase.
 fn words(phase: gc::Phase) -> &'static str {
     match phase {
-        gc::Phase::Waiting => "waiting for others to leave the repository",
+        gc::Phase::Waiting => "waiting for others",
         gc::Phase::Marking => "reading what is needed",
         gc::Phase::Listing => "listing objects",
         gc::Phase::RemovingNames => "removing names",

@@ -229,17 +229,11 @@ fn import_and_podman_do_not_harm_each_other(release: Release) -> Result<()> {
     for number in 0..IMAGES {
         arena.load(number)?.success()?;
         arena.import(number)?.success()?;
-        let run = [
-            "run",
-            "--rm",
-            "--pull",
-            "never",
-            &image(number),
-            "find",
-            "/files",
-        ];
-        let files = arena.podman(&run)?.success()?.text();
-        assert_eq!(files.lines().count(), 121, "{files}");
+        // The status tells: podman 4 may lose what a container prints on a busy machine.
+        let count = "test $(find /files | wc -l) = 121";
+        let image = image(number);
+        let run = ["run", "--rm", "--pull", "never", &image, "sh", "-c", count];
+        arena.podman(&run)?.success()?;
     }
     if release != Release::Host {
         arena.podman(&["system", "check"])?.success()?;
