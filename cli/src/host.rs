@@ -10,6 +10,7 @@ use gc::{
     Doubt, GivenUp, Known, Need, Owner, OwnerKind, Problem, PublishedKind, RefId, RemoveReason,
     Retention, Root, Unpublished,
 };
+use repository::oci::ManifestDigest;
 use repository::{Category, RefPath, Repository};
 use store_driver::{Claim, Claimant, LeftRecords, StorePaths, Stores, User};
 
@@ -85,15 +86,20 @@ impl Host {
         }
     }
 
-    /// Boot entries that cannot be resolved: the file, and what is wrong.
+    /// Boot entries, those of one image perhaps, that cannot be resolved: the file, and what is wrong.
     pub(crate) fn unresolved(
         &self,
         repository: &Repository,
+        image: Option<&ManifestDigest>,
     ) -> anyhow::Result<Vec<(PathBuf, String)>> {
         let Some(sources) = self.sources(repository) else {
             return Ok(Vec::new());
         };
-        let problems = gc::boot::check(repository, &gc::boot::find(&sources))?;
+        let state = gc::boot::find(&sources);
+        let problems = match image {
+            Some(image) => gc::boot::check_image(repository, &state, image)?,
+            None => gc::boot::check(repository, &state)?,
+        };
         Ok(problems
             .into_iter()
             .map(|problem| (problem.path, problem.fault.to_string()))

@@ -489,12 +489,15 @@ fn a_boot_image_that_is_missing_is_reported_and_its_manifest_kept() {
     let plan = scene.collect(Orphans::Keep);
     let problems = Scene::problems(&plan);
     assert!(problems.contains("cannot boot"), "{problems}");
-    let checked = boot::check(&scene.repository, &boot::find(&scene.host.sources())).unwrap();
-    assert!(
-        checked
-            .iter()
-            .any(|problem| problem.fault == Fault::NoBootImage(id))
-    );
+    let state = boot::find(&scene.host.sources());
+    let has_problem = |checked: Vec<boot::Problem>| {
+        let mut faults = checked.iter().map(|problem| &problem.fault);
+        faults.any(|fault| *fault == Fault::NoBootImage(id))
+    };
+    assert!(has_problem(boot::check(&scene.repository, &state).unwrap()));
+    let of_image = |os: &Os| boot::check_image(&scene.repository, &state, &os.manifest).unwrap();
+    assert!(has_problem(of_image(&gone)));
+    assert_eq!(of_image(&new), []);
     scene.assert_has(&gone);
     scene.assert_has(&new);
     assert!(!scene.has(&scene.garbage));

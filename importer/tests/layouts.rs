@@ -268,6 +268,19 @@ fn an_index_is_resolved_by_platform_also_within_an_index() {
     let image = open_with(&by_digest, &platform("linux/amd64")).unwrap();
     assert_eq!(manifest_of(&image), digest_of(&amd));
 
+    // And so is what only an index in an index names, whatever its platform.
+    for wanted in [&arm6, &inner] {
+        let by_digest = format!("oci:{}@{}", directory.display(), digest_of(wanted));
+        let image = open_with(&by_digest, &platform("linux/arm/v6")).unwrap();
+        assert_eq!(manifest_of(&image), digest_of(&arm6));
+    }
+    let absent = format!(
+        "oci:{}@{}",
+        directory.display(),
+        ManifestDigest::of(b"absent")
+    );
+    assert!(matches!(open(&absent), Err(SourceError::NotFound { .. })));
+
     // In the repository the image is found by both of them.
     let repo = Repo::new();
     repo.import(&image).unwrap();

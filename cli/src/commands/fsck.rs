@@ -109,10 +109,8 @@ fn look(
             let path = relative(repository, &fault.path);
             report.add_dependent(path, fault.problem);
         }
-        if image.is_none() {
-            for (path, problem) in host.unresolved(repository)? {
-                report.add_dependent(path, problem);
-            }
+        for (path, problem) in host.unresolved(repository, image.as_ref())? {
+            report.add_dependent(path, problem);
         }
     }
     drop(progress);

@@ -78,6 +78,35 @@ pub fn check(repository: &Repository, state: &BootState) -> repository::Result<V
     Ok(problems)
 }
 
+/// Of what [`check`] finds, what is about deployments of one image: those made from this manifest, or that boot
+/// an image on its record.
+pub fn check_image(
+    repository: &Repository,
+    state: &BootState,
+    manifest: &ManifestDigest,
+) -> repository::Result<Vec<Problem>> {
+    let mut problems = check(repository, state)?;
+    // An image that cannot be read has none on record, which fsck tells.
+    let images = oci::images(repository).unwrap_or_default().images;
+    let image = images
+        .iter()
+        .find(|image| image.manifest().digest() == *manifest);
+    let boots = |id: &VerityDigest| {
+        image.is_some_and(|image| image.erofs().values().any(|digest| digest == id))
+    };
+    let mut paths = Vec::new();
+    for deployment in &state.deployments {
+        let state = deployment.state.as_ref();
+        let is_made_from = |source: &Source| *source == Source::Manifest { digest: *manifest };
+        if boots(&deployment.id) || state.is_some_and(|state| is_made_from(&state.source)) {
+            paths.extend(deployment.named_by.iter().map(PathBuf::as_path));
+            paths.extend(state.map(|state| state.path.as_path()));
+        }
+    }
+    problems.retain(|problem| paths.iter().any(|path| problem.path.starts_with(path)));
+    Ok(problems)
+}
+
 fn resolve(
     repository: &Repository,
     state: &BootState,

@@ -41,7 +41,7 @@ use crate::json;
 pub use crate::roots::Doubt;
 
 pub use find::find;
-pub use known::{Orphans, bootc_tag, check, known, look};
+pub use known::{Orphans, bootc_tag, check, check_image, known, look};
 pub use prune::PruneError;
 pub(crate) use prune::prune;
 

@@ -5,6 +5,7 @@
 //! OpenSSL, reads `index.json` whatever its size, chooses the host's platform only, and refuses the media
 //! types of Docker and indexes in indexes, which podman writes and reads.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::{Descriptor, ImageIndex};
@@ -12,7 +13,7 @@ use repository::oci::ManifestDigest;
 
 use super::archive::{Archive, Duplicates};
 use super::artifact::{SourceArtifact, in_layout};
-use super::files::{Content, Files, Naming};
+use super::files::{Content, Files, Naming, is_index};
 use super::{SourceError, SourceImage, SourceOptions};
 
 /// The key of a manifest's name in `index.json`.
@@ -28,7 +29,7 @@ pub enum LayoutImage {
     Only,
     /// The one of this name: the annotation `org.opencontainers.image.ref.name`.
     Name(String),
-    /// The one with this digest, which may be that of an index.
+    /// The one with this digest, which may be that of an index, and in an index.
     Digest(ManifestDigest),
     /// The one at this place in `index.json`, from 0.
     Position(usize),
@@ -63,10 +64,10 @@ fn from_files(
 ) -> Result<SourceImage<'static>, SourceError> {
     let layout = Layout::open(files, options)?;
     let chosen = choose(&layout.content, name, image, layout.index.manifests())?;
-    let bytes = layout.content.described(chosen)?;
+    let bytes = layout.content.described(&chosen)?;
     let found = layout.content.image(name, bytes, chosen.media_type())?;
     Ok(SourceImage {
-        names: full_name(chosen).into_iter().collect(),
+        names: full_name(&chosen).into_iter().collect(),
         ..found
     })
 }
@@ -80,9 +81,9 @@ pub(super) fn artifact(
 ) -> Result<SourceArtifact<'static>, SourceError> {
     let layout = Layout::open(files, options)?;
     let chosen = choose(&layout.content, name, image, layout.index.manifests())?;
-    let artifact = in_layout(&layout.content, name, chosen)?;
+    let artifact = in_layout(&layout.content, name, &chosen)?;
     Ok(SourceArtifact {
-        names: full_name(chosen).into_iter().collect(),
+        names: full_name(&chosen).into_iter().collect(),
         ..artifact
     })
 }
@@ -108,12 +109,12 @@ impl<'o> Layout<'o> {
     }
 }
 
-fn choose<'d>(
+fn choose(
     content: &Content<'_>,
     name: &str,
     image: &LayoutImage,
-    descriptors: &'d [Descriptor],
-) -> Result<&'d Descriptor, SourceError> {
+    descriptors: &[Descriptor],
+) -> Result<Descriptor, SourceError> {
     let fitting: Vec<_> = descriptors
         .iter()
         .enumerate()
@@ -127,30 +128,57 @@ fn choose<'d>(
         .map(|(_, descriptor)| descriptor)
         .collect();
     match fitting[..] {
-        [] => Err(SourceError::NotFound {
-            image: name.into(),
-            available: descriptors.iter().map(title).collect(),
-        }),
-        [descriptor] => Ok(descriptor),
+        [] => {
+            let within = match image {
+                LayoutImage::Digest(wanted) => find_within(content, descriptors, wanted)?,
+                _ => None,
+            };
+            within.ok_or_else(|| SourceError::NotFound {
+                image: name.into(),
+                available: descriptors.iter().map(title).collect(),
+            })
+        }
         // Several names for one image are one image.
-        [first, ..] if fitting.iter().all(|it| it.digest() == first.digest()) => Ok(first),
+        [first, ..] if fitting.iter().all(|it| it.digest() == first.digest()) => Ok(first.clone()),
         _ if fitting.iter().all(|it| it.platform().is_some()) => {
             let fitting: Vec<_> = fitting.into_iter().cloned().collect();
-            let chosen = content.choose(name, &fitting)?.digest();
-            let is_chosen = |it: &&Descriptor| it.digest() == chosen;
-            descriptors
-                .iter()
-                .find(is_chosen)
-                .ok_or_else(|| SourceError::NotFound {
-                    image: name.into(),
-                    available: Vec::new(),
-                })
+            content.choose(name, &fitting).cloned()
         }
         _ => Err(SourceError::SeveralImages {
             image: name.into(),
             available: fitting.into_iter().map(title).collect(),
         }),
     }
+}
+
+/// What an index has by this digest, or an index that it names. Each is read once; a layout need not have all.
+fn find_within(
+    content: &Content<'_>,
+    descriptors: &[Descriptor],
+    wanted: &ManifestDigest,
+) -> Result<Option<Descriptor>, SourceError> {
+    let wanted = wanted.to_string();
+    let mut seen = HashSet::new();
+    let mut indexes = descriptors.to_vec();
+    while let Some(index) = indexes.pop() {
+        if !is_index(index.media_type()) || !seen.insert(index.digest().to_string()) {
+            continue;
+        }
+        let bytes = match content.described(&index) {
+            Ok(bytes) => bytes,
+            Err(SourceError::Missing { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        let document = format!("index {}", index.digest());
+        let named = ImageIndex::from_reader(&bytes[..])
+            .map_err(|error| content.files.unusable(&document)(error.into()))?;
+        let named = named.manifests().iter();
+        if let Some(found) = named.clone().find(|it| it.digest().as_ref() == wanted) {
+            return Ok(Some(found.clone()));
+        }
+        indexes.extend(named.filter(|it| is_index(it.media_type())).cloned());
+    }
+    Ok(None)
 }
 
 fn annotation<'d>(descriptor: &'d Descriptor, key: &str) -> Option<&'d String> {
