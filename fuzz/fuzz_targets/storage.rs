@@ -41,9 +41,11 @@ fn conf(data: &[u8], uid: u32) {
         ..Environment::default()
     };
     let path = Path::new("/etc/containers/storage.conf");
-    if let Ok(conf) = StorageConf::parse(text, path, &environment) {
-        let _ = conf.naive_diff();
-        let _ = conf.has_mount_option("metacopy=on");
+    let parse = || StorageConf::parse(text, path, &environment).ok();
+    let conf = parse();
+    assert!(parse() == conf, "made something else of it");
+    if let Some(conf) = conf {
+        let _ = conf.overlay_options().naive_diff();
     }
 }
 
