@@ -123,14 +123,14 @@ fn member(tar: &mut Vec<u8>, kind: u8, name: &str, link: &str, content: &[u8]) {
         header[at..at + text.len()].copy_from_slice(text.as_bytes());
     };
     put(0, name);
-    put(100, "0000644\00000000\00000000\0");
+    put(100, "0000644\x000000000\x000000000\0");
     put(
         124,
         &format!("{:011o}\0{:011o}\0", content.len(), 1_600_000_000),
     );
     put(157, link);
     put(257, "ustar\x0000");
-    put(329, "0000001\00000003\0");
+    put(329, "0000001\x000000003\0");
     header[156] = kind;
     tar.extend(header);
     tar.extend(content);
