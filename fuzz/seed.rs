@@ -7,7 +7,9 @@ use std::path::Path;
 
 use composefs_image::dumpfile::write_dump;
 use composefs_image::generator::{Limits, Recipe};
-use composefs_image::{Algorithm, Dialect, Format, WriteOptions, write_image};
+use composefs_image::{Algorithm, Dialect, Format, WriteOptions, verity_digest, write_image};
+use gc::simulate::{Host, Loader, ManifestDigest, Mounts, Record, uki};
+use repository::oci::{ConfigDigest, DiffId};
 
 fn main() -> io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
@@ -18,6 +20,7 @@ fn main() -> io::Result<()> {
         "layer",
         "storage",
         "archive",
+        "boot",
     ] {
         fs::create_dir_all(corpus.join(target))?;
     }
@@ -48,7 +51,122 @@ fn main() -> io::Result<()> {
         fs::write(corpus.join("storage").join(name), text)?;
     }
     fs::write(corpus.join("archive/docker"), docker_archive())?;
-    fs::write(corpus.join("layer/members"), tar())
+    fs::write(corpus.join("layer/members"), tar())?;
+    for loader in Loader::ALL {
+        for mounts in [Mounts::Inside, Mounts::Separate] {
+            hosts(&corpus.join("boot"), loader, mounts)?;
+        }
+    }
+    let hex = "0a".repeat(64);
+    let program = uki(&[&format!("rw composefs={hex}"), "second"]);
+    let program = [b"sysroot/boot/efi/EFI/Linux/a.efi\n", &program[..]].concat();
+    fs::write(corpus.join("boot/uki"), program)?;
+    for (name, text) in BOOT {
+        let text = text.replace("HEX", &hex);
+        fs::write(corpus.join("boot").join(name), text)?;
+    }
+    Ok(())
+}
+
+/// What the target `boot` reads: parts between file separators, each with its name in the first line.
+const BOOT: [(&str, &str); 6] = [
+    (
+        "links",
+        "sysroot/boot/loader/entries/a.conf -> ../../../../outside/loader/entries/a.conf\x1c\
+         sysroot/boot/grub2/user.cfg -> /../../outside/user.cfg\x1c\
+         esp/EFI/Linux/b.efi -> ../../../outside/EFI/Linux/a.efi\x1c\
+         esp/loader -> ../outside/loader\x1csysroot/efi -> ../outside\x1c\
+         bootfs/loader/entries/b.conf\nefi ../outside/EFI/Linux/a.efi\n",
+    ),
+    (
+        "menu",
+        "bootfs/grub2/grub.cfg\nset kernelopts=\"composefs=?HEX rw\"\n\
+         if [ -s $prefix/user.cfg ]; then # comment\nsource ${prefix}/user.cfg; fi\n\
+         menuentry 'a' --id \"b\\\"c\" { linux ($root)/bootc_composefs-HEX/vmlinuz rw \\\n composefs=HEX; }\n\
+         menuentry b {\nchainloader (hd0,gpt1)\\\\EFI\\\\Linux\\\\bootc_composefs-HEX+3-1.efi\n}\n",
+    ),
+    (
+        "entry",
+        "esp/loader/entries/bootc_a.conf\ntitle a\nversion 1\nsort-key b\nuki \\EFI\\Linux\\a.efi\n\
+         options rw\noptions \"composefs.digest=v1-sha512-12:HEX\"\n# comment\n\x1cesp/HEX/",
+    ),
+    (
+        "running",
+        "cmdline\nroot=UUID=0 rw composefs.digest=?v2-sha512-12:HEX x=\"composefs= y\" composefs=?HEX\n\x1c\
+         mount\ntransient:composefs=HEX\x1csysroot/state/deploy/HEX/",
+    ),
+    (
+        "origin",
+        "sysroot/state/deploy/HEX/HEX.origin\n[origin]\ncontainer-image-reference=a\n; comment\n\
+         [image]\nmanifest_digest = sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 ;\n",
+    ),
+    (
+        "staged",
+        "run/composefs/staged-deployment\n{\"depl_id\":\"HEX\",\"finalization_locked\":false}\x1c\
+         sysroot/boot/grub/user.cfg.staged\nmenuentry a {\nchainloader /EFI/Linux/HEX.efi\n}\n",
+    ),
+];
+
+/// Hosts with one kind of boot loader: with a deployment, with another that is staged, and after that one
+/// was started.
+fn hosts(corpus: &Path, loader: Loader, mounts: Mounts) -> io::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let mut host = Host::new(scratch.path(), loader, mounts)?;
+    let keep = |host: &Host, name: &str| {
+        let mut parts = Vec::new();
+        if let Some(id) = host.booted {
+            parts.push(format!("cmdline\nrw composefs={id}").into_bytes());
+        }
+        for place in ["sysroot", "bootfs", "esp", "run"] {
+            collect(scratch.path(), &scratch.path().join(place), &mut parts)?;
+        }
+        let name = format!("{loader:?}-{mounts:?}-{name}").to_lowercase();
+        fs::write(corpus.join(name), parts.join(&0x1c))
+    };
+    let records = [
+        Record::Legacy(ConfigDigest::of(b"config"), vec![DiffId::of(b"layer")]),
+        Record::Manifest(ManifestDigest::of(b"manifest")),
+    ];
+    for (number, record) in records.into_iter().enumerate() {
+        let id = verity_digest(Algorithm::Sha512, &[number as u8]);
+        let deployed = host.deploy(id, record, number as u32)?;
+        deployed.expect("nothing interrupts it");
+        keep(&host, ["one", "staged"][number])?;
+    }
+    host.finalize()?.expect("nothing interrupts it");
+    host.reboot()?;
+    keep(&host, "two")
+}
+
+/// Adds the files, the links and the empty directories in a directory, if there is one.
+fn collect(base: &Path, directory: &Path, parts: &mut Vec<Vec<u8>>) -> io::Result<()> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Ok(());
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        paths.push(entry?.path());
+    }
+    paths.sort();
+    let name = |path: &Path| {
+        let below = path.strip_prefix(base).expect("it is below");
+        below.display().to_string()
+    };
+    if paths.is_empty() {
+        parts.push(format!("{}/", name(directory)).into_bytes());
+    }
+    for path in paths {
+        if path.is_symlink() {
+            let target = fs::read_link(&path)?;
+            parts.push(format!("{} -> {}", name(&path), target.display()).into_bytes());
+        } else if path.is_dir() {
+            collect(base, &path, parts)?;
+        } else {
+            let header = format!("{}\n", name(&path)).into_bytes();
+            parts.push([header, fs::read(&path)?].concat());
+        }
+    }
+    Ok(())
 }
 
 /// The first byte says what the rest is.
