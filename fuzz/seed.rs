@@ -1,6 +1,7 @@
 //! Makes a corpus for the fuzz targets to start from: random trees as dumpfiles and images, and what
 //! the other formats look like.
 
+use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -50,7 +51,15 @@ fn main() -> io::Result<()> {
     for (name, text) in STORAGE {
         fs::write(corpus.join("storage").join(name), text)?;
     }
-    fs::write(corpus.join("archive/docker"), docker_archive())?;
+    let archive = corpus.join("archive");
+    fs::write(archive.join("docker"), docker_archive())?;
+    fs::write(archive.join("oci"), oci_archive())?;
+    let documents = [manifest().as_bytes(), CONFIG].join(&b'\n');
+    fs::write(
+        archive.join("documents"),
+        [b"\x02", &documents[..]].concat(),
+    )?;
+    fs::write(archive.join("reference"), b"\x03oci-archive:/a.tar:b:1")?;
     fs::write(corpus.join("layer/members"), tar())?;
     for loader in Loader::ALL {
         for mounts in [Mounts::Inside, Mounts::Separate] {
@@ -222,15 +231,55 @@ fn chunks() -> Vec<u8> {
     data
 }
 
+/// The config of an image of one layer, [`LAYER`].
+const CONFIG: &[u8] = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"]}}"#;
+/// A layer without members.
+const LAYER: &[u8] = &[0; 1024];
+
+fn manifest() -> String {
+    let config = descriptor("config.v1+json", ConfigDigest::of(CONFIG), CONFIG.len());
+    let layer = descriptor("layer.v1.tar", DiffId::of(LAYER), LAYER.len());
+    format!(
+        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{config},"layers":[{layer}]}}"#
+    )
+}
+
+fn descriptor(media_type: &str, digest: impl Display, size: usize) -> String {
+    format!(
+        r#"{{"mediaType":"application/vnd.oci.image.{media_type}","digest":"{digest}","size":{size}}}"#
+    )
+}
+
 /// A docker-archive of one empty layer, behind a byte that says so.
 fn docker_archive() -> Vec<u8> {
-    let config = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"]}}"#;
     let index = br#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["l.tar"]}]"#;
     let mut tar = Vec::new();
-    member(&mut tar, b'0', "c.json", "", config);
-    member(&mut tar, b'0', "real.tar", "", &[0; 1024]);
+    member(&mut tar, b'0', "c.json", "", CONFIG);
+    member(&mut tar, b'0', "real.tar", "", LAYER);
     member(&mut tar, b'2', "l.tar", "real.tar", b"");
     member(&mut tar, b'0', "manifest.json", "", index);
+    tar.resize(tar.len() + 1024, 0);
+    [&[0][..], &tar].concat()
+}
+
+/// The same image as an oci-archive.
+fn oci_archive() -> Vec<u8> {
+    let manifest = manifest();
+    let digest = ManifestDigest::of(manifest.as_bytes());
+    let listed = descriptor("manifest.v1+json", digest, manifest.len());
+    let index = format!(r#"{{"schemaVersion":2,"manifests":[{listed}]}}"#);
+    let mut tar = Vec::new();
+    let layout = br#"{"imageLayoutVersion":"1.0.0"}"#;
+    member(&mut tar, b'0', "oci-layout", "", layout);
+    member(&mut tar, b'0', "index.json", "", index.as_bytes());
+    for (digest, content) in [
+        (digest.to_string(), manifest.as_bytes()),
+        (ConfigDigest::of(CONFIG).to_string(), CONFIG),
+        (DiffId::of(LAYER).to_string(), LAYER),
+    ] {
+        let name = format!("blobs/{}", digest.replace(':', "/"));
+        member(&mut tar, b'0', &name, "", content);
+    }
     tar.resize(tar.len() + 1024, 0);
     [&[0][..], &tar].concat()
 }
