@@ -5,7 +5,7 @@ mod common;
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 
 use common::*;
 use repository::oci::{DiffId, NamesStream};
@@ -14,13 +14,7 @@ use repository::{Category, Repository, Wait};
 const DIRECTORY: &str = "KILL_TEST_REPOSITORY";
 
 fn run_child(directory: &Path, failpoint: &str) -> ExitStatus {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--ignored", "--quiet"])
-        .env(DIRECTORY, directory)
-        .env("COMPOSEFS_STORE_FAILPOINT", failpoint)
-        .stdout(std::process::Stdio::null())
-        .status()
-        .unwrap()
+    child_killed_at(failpoint, &[(DIRECTORY, directory)])
 }
 
 #[test]

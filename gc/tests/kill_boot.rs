@@ -6,10 +6,10 @@ mod common;
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 
-use common::assert_clean;
 use common::images::{Os, TestHost, collect, init, os_objects, scratch, store_os};
+use common::{assert_clean, child_killed_at};
 use gc::boot::{self, Orphans, Sources, bootc_tag};
 use gc::simulate::{Host, Loader, Mounts, Record};
 use repository::{Algorithm, Repository, oci};
@@ -17,13 +17,7 @@ use repository::{Algorithm, Repository, oci};
 const DIRECTORY: &str = "KILL_BOOT_TEST";
 
 fn run_child(directory: &Path, failpoint: &str) -> ExitStatus {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--ignored", "--quiet"])
-        .env(DIRECTORY, directory)
-        .env("COMPOSEFS_STORE_FAILPOINT", failpoint)
-        .stdout(std::process::Stdio::null())
-        .status()
-        .unwrap()
+    child_killed_at(failpoint, &[(DIRECTORY, directory)])
 }
 
 fn sources(directory: &Path) -> Sources {

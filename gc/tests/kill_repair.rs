@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 
 use common::*;
 use composefs_image::VerityDigest;
@@ -18,14 +18,7 @@ const DIRECTORY: &str = "KILL_TEST_REPOSITORY";
 const OTHER: &str = "KILL_TEST_OTHER_REPOSITORY";
 
 fn run_child(directory: &Path, other: &Path, failpoint: &str) -> ExitStatus {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--ignored", "--quiet"])
-        .env(DIRECTORY, directory)
-        .env(OTHER, other)
-        .env("COMPOSEFS_STORE_FAILPOINT", failpoint)
-        .stdout(std::process::Stdio::null())
-        .status()
-        .unwrap()
+    child_killed_at(failpoint, &[(DIRECTORY, directory), (OTHER, other)])
 }
 
 #[test]

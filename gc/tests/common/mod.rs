@@ -4,7 +4,8 @@
 pub(crate) mod images;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
 
 use composefs_image::{
     Content, Dialect, Kind, Metadata, Timestamp, Tree, WriteOptions, write_image,
@@ -193,4 +194,15 @@ pub(crate) fn options() -> gc::FsckOptions {
 pub(crate) fn assert_clean(repository: &Repository) {
     let report = gc::fsck(repository, options(), &()).unwrap();
     assert_eq!(report.findings, []);
+}
+
+/// Runs the test `child` of the same program, with these paths in its environment, to the failpoint.
+pub(crate) fn child_killed_at(failpoint: &str, paths: &[(&str, &Path)]) -> ExitStatus {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--ignored", "--quiet"])
+        .envs(paths.iter().copied())
+        .env("COMPOSEFS_STORE_FAILPOINT", failpoint)
+        .stdout(Stdio::null())
+        .status()
+        .unwrap()
 }

@@ -2,12 +2,12 @@
 //! builds: no command fails, no container sees a torn image, and what is in use stays until its last user
 //! is gone.
 //!
-//! `COMPOSEFS_STORE_STRESS` says for how many seconds each test goes on; by default 20.
+//! `COMPOSEFS_STORE_STRESS` says for how many seconds each test goes on; by default 15.
 
 use crate::on_top::link_ids;
 use crate::publishing::give_half_made_layers_a_directory;
 use crate::scene::unique;
-use crate::stress::bounded;
+use crate::stress::{bounded, seconds};
 use anyhow::{Context, Result, bail, ensure};
 use integration::fixture::noise;
 use integration::store::Layout;
@@ -210,10 +210,6 @@ impl Arena {
 }
 
 fn arena(release: Release, layout: Layout) -> Result<Arena> {
-    let seconds = match std::env::var("COMPOSEFS_STORE_STRESS") {
-        Ok(seconds) => seconds.parse().context("COMPOSEFS_STORE_STRESS")?,
-        Err(_) => 20,
-    };
     let peers = Peers::from_env()?;
     let disk = Filesystem::new(&peers, Kind::Xfs, 2048)?;
     let machine = Machine::start(&peers, release)?;
@@ -236,7 +232,7 @@ fn arena(release: Release, layout: Layout) -> Result<Arena> {
         podman,
         store,
         layout,
-        end: Instant::now() + Duration::from_secs(seconds),
+        end: Instant::now() + Duration::from_secs(seconds()?),
         done: Default::default(),
         machine,
         disk,
