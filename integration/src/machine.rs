@@ -142,6 +142,7 @@ impl Machine {
             .env_clear()
             .env("PATH", PATH)
             .env("HOME", "/root")
+            .env("TMPDIR", self.peers.temporary())
             .env("LC_ALL", "C.UTF-8")
             .env("BUILDAH_ISOLATION", "chroot");
         command

@@ -12,6 +12,11 @@ pub const CACHE: &str = "COMPOSEFS_STORE_CACHE";
 /// The cache where [`CACHE`] is not set.
 pub const DEFAULT_CACHE: &str = "/var/cache/composefs-store-test";
 
+/// The directory for the temporary files of a run in this scratch directory.
+pub fn temporary(scratch: &Path) -> PathBuf {
+    scratch.join("tmp")
+}
+
 /// The directories of one run.
 #[derive(Clone, Debug)]
 pub struct Peers {
@@ -35,6 +40,11 @@ impl Peers {
     /// by this process appears in every [`crate::Machine`].
     pub fn scratch(&self) -> &Path {
         &self.scratch
+    }
+
+    /// The `TMPDIR` of everything in this run.
+    pub fn temporary(&self) -> PathBuf {
+        temporary(&self.scratch)
     }
 
     /// A new empty directory below the scratch directory, whose name begins with `name`.

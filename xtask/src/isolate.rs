@@ -13,6 +13,8 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::ffi::{CStr, CString, OsString};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -31,6 +33,8 @@ pub(crate) fn run(scratch: Scratch, command: &[OsString]) -> Result<ExitCode> {
         .arg(FIRST_PROCESS)
         .args(command)
         .env(peers::SCRATCH, scratch.path())
+        // What podman and skopeo leave there when they are killed goes with the rest.
+        .env("TMPDIR", peers::temporary(scratch.path()))
         .env(peers::CACHE, peers::cache_dir())
         // Errors say what failed; where in the harness does not matter.
         .env("RUST_LIB_BACKTRACE", "0")
@@ -87,6 +91,9 @@ pub(crate) fn first_process(command: &[OsString]) -> Result<ExitCode> {
 fn prepare(scratch: &Path) -> Result<()> {
     // Fresh views of this namespace, and one version of cgroups: crun refuses the mixture.
     filesystem(c"proc", "/proc")?;
+    let temporary = peers::temporary(scratch);
+    std::fs::create_dir(&temporary)?;
+    std::fs::set_permissions(&temporary, Permissions::from_mode(0o1777))?;
     filesystem(c"cgroup2", "/sys/fs/cgroup")?;
     let resolver = std::fs::read("/etc/resolv.conf").unwrap_or_default();
     filesystem(c"tmpfs", "/run")?;

@@ -5,7 +5,8 @@
 //! blob, one that failed is not.
 //!
 //! The proxies' crate is asynchronous. Its tasks run on one thread of their own, which also is the
-//! parent of the processes: when it ends, they are ended ([`Skopeo`] is dropped, or the program dies).
+//! parent of the processes: when it ends, they are ended ([`Skopeo`] is dropped, or the program dies). Those
+//! that have nothing under way are told to end, and clear up after themselves.
 
 use std::fmt;
 use std::future::Future;
@@ -13,6 +14,7 @@ use std::io;
 use std::process::Command;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use containers_image_proxy::{Error, ImageProxy, ImageProxyConfig, OpenedImage};
 use tokio::runtime::{Builder, Runtime};
@@ -156,8 +158,26 @@ pub(super) struct Skopeo {
     idle: Mutex<Vec<Arc<Session>>>,
 }
 
+/// How long proxies may take to end.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 impl Drop for Skopeo {
     fn drop(&mut self) {
+        let idle = self.idle.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let idle = std::mem::take(idle);
+        // One that is killed leaves what it has unpacked for itself: all of a daemon's image.
+        let (send, ended) = mpsc::sync_channel(1);
+        self.spawn(async move {
+            for session in idle.into_iter().filter_map(Arc::into_inner) {
+                let closed = session.proxy.close_image(&session.image).await;
+                let closed = closed.and(session.proxy.finalize().await);
+                if let Err(error) = closed {
+                    tracing::debug!("a proxy did not end well: {error}");
+                }
+            }
+            let _ = send.try_send(());
+        });
+        let _ = ended.recv_timeout(FAREWELL);
         // Without waiting for a proxy that waits for a registry.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();

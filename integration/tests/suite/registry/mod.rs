@@ -12,7 +12,8 @@ use integration::{
     Machine, Peers, Podman, Release, Store, finish, ok,
 };
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -519,6 +520,17 @@ fn an_interrupted_import_ends_at_once_and_keeps_complete_layers() -> Result<()> 
     interrupted(Release::Sid, rustix::process::Signal::INT)
 }
 
+/// The images of daemons that skopeo keeps while it reads them. Only one test has such.
+fn unpacked_by_skopeo() -> Result<BTreeSet<OsString>> {
+    let entries = std::fs::read_dir("/var/tmp")?;
+    let mut names = BTreeSet::new();
+    for entry in entries {
+        names.insert(entry?.file_name());
+    }
+    names.retain(|name| name.to_string_lossy().starts_with("docker-tar"));
+    Ok(names)
+}
+
 #[test]
 fn an_image_of_a_docker_daemon_is_imported() -> Result<()> {
     for release in [Release::Host, Release::Trixie] {
@@ -542,10 +554,13 @@ fn an_image_of_a_docker_daemon_is_imported() -> Result<()> {
         std::thread::spawn(move || lines.for_each(drop));
         let reference = format!("docker-daemon:{image}");
         let mut command = scene.command(&["--json", "import", &reference])?;
+        let before = unpacked_by_skopeo()?;
         let imported = ok(&mut command);
+        let left: Vec<_> = unpacked_by_skopeo()?.difference(&before).cloned().collect();
         daemon.kill()?;
         daemon.wait()?;
         ensure!(listening, "podman's service did not begin to listen");
+        ensure!(left.is_empty(), "skopeo left {left:?}");
         let report: Value = serde_json::from_slice(&imported?.stdout)?;
         ensure!(report["imported"][0]["tags"][0] == *image, "{report}");
         // The config, and so the image's ID, is that of the registry.
