@@ -101,9 +101,8 @@ pub trait Host {
 
     /// Removes what is published: podman must not see it without its content, so this is called under the
     /// exclusive lock, before anything else is removed, and only if there is any. Returns what is gone, with
-    /// what [`Self::withdraw`] has taken away. What
-    /// turns out to be in use stays, and so does what cannot be removed without making others wait: what is
-    /// known is asked for again afterwards, and must keep it.
+    /// what [`Self::withdraw`] has taken away. What turns out to be in use stays, and so does what cannot be
+    /// removed without making others wait: what is known is asked for again afterwards, and must keep it.
     fn remove_published(
         &mut self,
         repository: &Repository,
