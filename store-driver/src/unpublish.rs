@@ -180,7 +180,8 @@ pub fn forget_unpublished(
     repository: &Repository,
     stores: &Stores,
 ) -> Result<Option<Vec<ImageId>>> {
-    within(PATIENCE, repository, |store| {
+    // For the engines, and as much for podman's locks.
+    within(2 * PATIENCE, repository, |store| {
         store.consumers.note(stores)?;
         forget_hidden(repository, store)
     })
