@@ -22,6 +22,14 @@ impl Finished {
         String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
     }
 
+    /// Whether it is a podman whose temporary directory another one took for that of a dead podman, and
+    /// removed: between making its lock file and locking it there is a moment in 5.8 (podman issue 29641).
+    fn lost_temporary_directory(&self) -> bool {
+        !self.status.success()
+            && self.stderr.contains("/temp-dir-")
+            && self.stderr.contains("no such file or directory")
+    }
+
     /// An error with the command and its output unless it succeeded.
     pub fn success(self) -> Result<Self> {
         if self.status.success() {
@@ -62,6 +70,20 @@ impl std::fmt::Display for Finished {
             self.stderr
         )
     }
+}
+
+/// Runs a podman, beside which others use the same storage, to its end; again if these took its temporary
+/// directory away.
+pub fn finish_podman(command: &mut Command) -> Result<Finished> {
+    const ATTEMPTS: usize = 5;
+    for _ in 1..ATTEMPTS {
+        let done = finish(command)?;
+        if !done.lost_temporary_directory() {
+            return Ok(done);
+        }
+        eprintln!("once more: {done}");
+    }
+    finish(command)
 }
 
 /// The command line of `command` as one would type it, without a leading `nsenter …`.

@@ -28,7 +28,7 @@ pub mod tar;
 pub mod tree;
 pub mod user;
 
-pub use command::{Finished, finish, ok};
+pub use command::{Finished, finish, finish_podman, ok};
 pub use docker_registry::{Access, DockerRegistry};
 pub use faulty_proxy::{Fault, FaultyProxy};
 pub use filesystem::{Filesystem, Kind};

@@ -1,6 +1,6 @@
 //! One podman engine on a machine: its own storage, its own configuration.
 
-use crate::command::{Finished, finish, ok};
+use crate::command::{Finished, finish, finish_podman, ok};
 use crate::machine::Machine;
 use crate::tree::{Scope, Tree};
 use anyhow::{Context, Result, ensure};
@@ -226,8 +226,8 @@ impl Podman {
     pub fn build_with(&self, name: &str, containerfile: &str, options: &[&str]) -> Result<()> {
         let context = self.machine.peers().scratch_dir("context")?;
         std::fs::write(context.join("Containerfile"), containerfile)?;
-        ok(self
-            .command("podman")
+        let mut build = self.command("podman");
+        build
             .args(["build", "--quiet", "--isolation", "chroot"])
             .args([
                 "--ulimit",
@@ -237,7 +237,8 @@ impl Podman {
             ])
             .args(["--timestamp", "1700000000", "--tag", name])
             .args(options)
-            .arg(context))?;
+            .arg(context);
+        finish_podman(&mut build)?.success()?;
         Ok(())
     }
 }

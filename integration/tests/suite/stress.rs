@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use integration::fixture::noise;
 use integration::tar::Member;
 use integration::{
-    Engine, Filesystem, Finished, Fixture, Kind, Machine, Peers, Podman, Release, Store, finish,
+    Engine, Filesystem, Finished, Fixture, Kind, Machine, Peers, Podman, Release, Store,
+    finish_podman,
 };
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -65,7 +66,7 @@ pub(crate) fn bounded(command: &mut Command) -> Result<Finished> {
             timed.env(key, value);
         }
     }
-    let done = finish(&mut timed)?;
+    let done = finish_podman(&mut timed)?;
     ensure!(
         done.status.code().is_some_and(|code| code != 137),
         "killed, or still not done after {PATIENCE} s: {done}"
