@@ -27,6 +27,9 @@ const OTHER: &str = "localhost/other:latest";
 /// What [`APP`] means, in turn.
 const VERSIONS: [&str; 2] = ["localhost/version:1", "localhost/version:2"];
 
+/// How long an image that goes stays for those who may have found it (docs/publishing.md).
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What is built on [`APP`].
 const BUILT: &str = "localhost/built:latest";
 
@@ -71,6 +74,8 @@ struct Arena {
     done: [AtomicUsize; 6],
     machine: std::sync::Arc<Machine>,
     disk: Filesystem,
+    /// The IDs of the images that we show.
+    ours: Vec<String>,
 }
 
 /// What the threads do, as indices of their counters.
@@ -108,11 +113,27 @@ impl Arena {
         Ok(())
     }
 
-    /// podman's list: it always succeeds, and has [`APP`] and nothing that was never published.
+    /// Whether podman 4 has met an image of its own that a build is making: it is on record before it has a
+    /// manifest. One of ours always has it.
+    fn is_half_made(&self, listed: &Finished) -> bool {
+        self.machine.release() == Release::Host
+            && listed.stderr.contains("locating item named \"manifest\"")
+            && !self.ours.iter().any(|id| listed.stderr.contains(id))
+    }
+
+    /// podman's list: it always succeeds, unless it takes longer than unpublish waits for it, and has [`APP`] and nothing that was never published.
     fn list(&self) -> Result<()> {
         let format = "{{.Repository}}:{{.Tag}}";
+        let begun = Instant::now();
         let listed = self.podman(&["images", "--noheading", "--format", format])?;
-        let listed = listed.success()?.text();
+        let took = begun.elapsed();
+        if !listed.status.success() && (took > PATIENCE || self.is_half_made(&listed)) {
+            return Ok(());
+        }
+        let listed = listed
+            .success()
+            .with_context(|| format!("after {took:?}"))?;
+        let listed = listed.text();
         ensure!(listed.lines().any(|line| line == APP), "no {APP}: {listed}");
         let known = |line: &&str| {
             [APP, OTHER, "<none>:<none>", BUILT].contains(line) || VERSIONS.contains(line)
@@ -228,6 +249,15 @@ fn arena(release: Release, layout: Layout) -> Result<Arena> {
         store.ok(&["import", "--tag", name, &from])?;
     }
     store.ok(&["tag", VERSIONS[0], APP])?;
+    let images = store.ok(&["--json", "images"])?.stdout;
+    let images: serde_json::Value = serde_json::from_slice(&images)?;
+    let ids = images["images"].as_array().context("no images")?;
+    let ours: Vec<String> = ids
+        .iter()
+        .filter_map(|image| image["id"].as_str())
+        .map(|id| id.trim_start_matches("sha256:").to_owned())
+        .collect();
+    ensure!(ours.len() == names.len(), "{images}");
     Ok(Arena {
         podman,
         store,
@@ -236,6 +266,7 @@ fn arena(release: Release, layout: Layout) -> Result<Arena> {
         done: Default::default(),
         machine,
         disk,
+        ours,
     })
 }
 
