@@ -167,8 +167,7 @@ impl gc::Host for Host {
         repository: &Repository,
         unpublished: &[Unpublished],
     ) -> Result<(), gc::HostError> {
-        let is_record = |item: &Unpublished| item.kind == PublishedKind::ImageRecord;
-        if unpublished.iter().any(is_record) {
+        if unpublished.iter().any(Unpublished::is_image_record) {
             let forgotten = store_driver::forget_unpublished(repository, &self.stores)?;
             self.forgotten = forgotten.unwrap_or_default();
         }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::boot;
 use crate::error::{Error, Result};
-use crate::host::{Host, PublishedKind};
+use crate::host::{Host, PublishedKind, Unpublished};
 use crate::leases;
 use crate::objects::each_shard;
 use crate::plan::{Plan, jobs, plan_with};
@@ -61,7 +61,7 @@ pub fn prepare<'r>(
     host: &mut dyn Host,
     progress: &dyn Progress,
 ) -> Result<Prepared<'r>> {
-    if !plan.unpublished.is_empty() {
+    if plan.unpublished.iter().any(Unpublished::is_image_record) {
         progress.begin(Phase::Waiting, None);
     }
     host.withdraw(repository, &plan.unpublished)

@@ -71,6 +71,13 @@ pub struct Unpublished {
     pub reason: RemoveReason,
 }
 
+impl Unpublished {
+    /// Whether it is a record of an image.
+    pub fn is_image_record(&self) -> bool {
+        self.kind == PublishedKind::ImageRecord
+    }
+}
+
 /// What there is in the store of published images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -97,19 +97,19 @@ pub fn claims(repository: &Repository, stores: &Stores, left: LeftRecords) -> Re
     let parked = own.removed()?;
     let mut consumers = Consumers::read(&paths)?;
     consumers.add(stores);
-    let mut forgotten = without_containers(repository, &paths, &consumers, &images)?;
-    let mut staying = Vec::new();
-    if left == LeftRecords::Stay {
-        staying = std::mem::take(&mut forgotten);
-    }
-    // Containers claim what they need themselves.
-    images.retain(|record| !is_hidden(record) || staying.contains(&record.id));
     let mut asked: Vec<(LayerId, Option<LinkId>)> = Vec::new();
     for record in &records {
         asked.push((record.id.clone(), link_of(&paths, &record.id)?));
     }
     asked.extend(parked.iter().map(|layer| (layer.id.clone(), layer.link)));
     let users = consumers.users_of(repository, &asked);
+    let mut forgotten = without_containers(&images, &users);
+    let mut staying = Vec::new();
+    if left == LeftRecords::Stay {
+        staying = std::mem::take(&mut forgotten);
+    }
+    // Containers claim what they need themselves.
+    images.retain(|record| !is_hidden(record) || staying.contains(&record.id));
 
     let parents = Parents::of(&records);
     let mut all = Claims {

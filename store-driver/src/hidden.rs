@@ -5,14 +5,8 @@
 //! no names, so that no new container finds it, and a flag, which podman carries along unread.
 
 use containers_storage::{ImageId, ImageRecord};
-use repository::Repository;
 
-use crate::{
-    error::Result,
-    in_use::{Consumers, User},
-    paths::StorePaths,
-    store::link_of,
-};
+use crate::in_use::{User, Users};
 
 const FLAG: &str = "composefs-store-unpublished";
 
@@ -27,30 +21,17 @@ pub(crate) fn is_hidden(record: &ImageRecord) -> bool {
     record.flags.contains_key(FLAG)
 }
 
-/// Those of the images that are hidden and that no container was made from.
-pub(crate) fn without_containers(
-    repository: &Repository,
-    paths: &StorePaths,
-    consumers: &Consumers,
-    images: &[ImageRecord],
-) -> Result<Vec<ImageId>> {
-    let hidden = || images.iter().filter(|record| is_hidden(record));
-    let mut asked = Vec::new();
-    for layer in hidden().filter_map(|record| record.layer.as_ref()) {
-        asked.push((layer.clone(), link_of(paths, layer)?));
-    }
-    if asked.is_empty() {
-        return Ok(hidden().map(|record| record.id.clone()).collect());
-    }
-    let users = consumers.users_of(repository, &asked);
+/// Those of the images that are hidden and that no container was made from, by the users of their layers.
+pub(crate) fn without_containers(images: &[ImageRecord], users: &Users) -> Vec<ImageId> {
     let needs_image =
         |user: &User| matches!(user, User::Container { .. } | User::Unreadable { .. });
     let is_needed = |record: &ImageRecord| {
         let layer = record.layer.as_ref();
         layer.is_some_and(|layer| users.of(layer).iter().any(needs_image))
     };
-    Ok(hidden()
-        .filter(|record| !is_needed(record))
+    images
+        .iter()
+        .filter(|record| is_hidden(record) && !is_needed(record))
         .map(|record| record.id.clone())
-        .collect())
+        .collect()
 }

@@ -21,7 +21,7 @@ pub(crate) fn names_hidden_by<'a>(
         .collect()
 }
 
-/// What gives names to an image of podman's.
+/// What gives names to an image of podman's. Names that are not ours must be quoted for a shell.
 pub(crate) fn tag_command(image: &ImageId, names: &[impl std::borrow::Borrow<str>]) -> String {
     format!("podman tag {image} {}", names.join(" "))
 }

@@ -112,8 +112,17 @@ fn wait_for_engines() -> Result<()> {
 
 /// Takes the records of hidden images away that have no containers. Returns their IDs.
 fn forget_hidden(repository: &Repository, store: &mut Store) -> Result<Vec<ImageId>> {
-    let images = store.own.root().image_records()?;
-    let forgotten = without_containers(repository, &store.paths, &store.consumers, &images)?;
+    let mut hidden = store.own.root().image_records()?;
+    hidden.retain(is_hidden);
+    if hidden.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut asked = Vec::new();
+    for layer in hidden.iter().filter_map(|record| record.layer.as_ref()) {
+        asked.push((layer.clone(), link_of(&store.paths, layer)?));
+    }
+    let users = store.consumers.users_of(repository, &asked);
+    let forgotten = without_containers(&hidden, &users);
     if forgotten.is_empty() {
         return Ok(forgotten);
     }
@@ -181,10 +190,7 @@ pub fn forget_unpublished(
     stores: &Stores,
 ) -> Result<Option<Vec<ImageId>>> {
     // For the engines, and as much for podman's locks.
-    within(2 * PATIENCE, repository, |store| {
-        store.consumers.note(stores)?;
-        forget_hidden(repository, store)
-    })
+    within(2 * PATIENCE, repository, stores, forget_hidden)
 }
 
 /// Removes the layers that no published image has and nobody uses: what an earlier [`unpublish`] had to
@@ -197,24 +203,27 @@ pub fn remove_unused_layers(
     stores: &Stores,
     patience: Duration,
 ) -> Result<Option<UnusedLayers>> {
-    within(patience, repository, |store| {
-        store.consumers.note(stores)?;
-        sweep(repository, store)
-    })
+    within(patience, repository, stores, sweep)
 }
 
 /// Does something with the store, if there is one; `None` if podman's locks are waited for longer than `patience`.
+/// `stores` are searched for users beside those seen before.
 fn within<T: Default>(
     patience: Duration,
     repository: &Repository,
-    act: impl FnOnce(&mut Store) -> Result<T>,
+    stores: &Stores,
+    act: impl FnOnce(&Repository, &mut Store) -> Result<T>,
 ) -> Result<Option<T>> {
     if open_existing(&StorePaths::of(repository))?.is_none() {
         return Ok(Some(T::default()));
     }
     let end = Instant::now() + patience;
     let interrupt = Interrupt::when(move || Instant::now() >= end);
-    match Store::open_unless(repository, interrupt).and_then(|mut store| act(&mut store)) {
+    let done = Store::open_unless(repository, interrupt).and_then(|mut store| {
+        store.consumers.note(stores)?;
+        act(repository, &mut store)
+    });
+    match done {
         Err(Error::Storage(containers_storage::Error::Interrupted { .. })) => Ok(None),
         result => result.map(Some),
     }

@@ -33,7 +33,7 @@ pub(crate) fn run(scratch: Scratch, command: &[OsString]) -> Result<ExitCode> {
         .arg(FIRST_PROCESS)
         .args(command)
         .env(peers::SCRATCH, scratch.path())
-        // What podman and skopeo leave there when they are killed goes with the rest.
+        // What podman and buildah leave there when they are killed goes with the rest.
         .env("TMPDIR", peers::temporary(scratch.path()))
         .env(peers::CACHE, peers::cache_dir())
         // Errors say what failed; where in the harness does not matter.
@@ -91,9 +91,6 @@ pub(crate) fn first_process(command: &[OsString]) -> Result<ExitCode> {
 fn prepare(scratch: &Path) -> Result<()> {
     // Fresh views of this namespace, and one version of cgroups: crun refuses the mixture.
     filesystem(c"proc", "/proc")?;
-    let temporary = peers::temporary(scratch);
-    std::fs::create_dir(&temporary)?;
-    std::fs::set_permissions(&temporary, Permissions::from_mode(0o1777))?;
     filesystem(c"cgroup2", "/sys/fs/cgroup")?;
     let resolver = std::fs::read("/etc/resolv.conf").unwrap_or_default();
     filesystem(c"tmpfs", "/run")?;
@@ -106,6 +103,9 @@ fn prepare(scratch: &Path) -> Result<()> {
     }
     std::fs::create_dir_all("/run/lock")?;
     restore_resolver(&resolver)?;
+    let temporary = peers::temporary(scratch);
+    std::fs::create_dir(&temporary)?;
+    std::fs::set_permissions(&temporary, Permissions::from_mode(0o1777))?;
     mount_bind(scratch, scratch)?;
     mount_change(scratch, MountPropagationFlags::SHARED)
         .context("share the scratch directory between namespaces")?;

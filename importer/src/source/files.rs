@@ -158,6 +158,12 @@ impl Content<'_> {
         Ok(bytes)
     }
 
+    /// An index that [`Self::described`] has read.
+    pub(super) fn index(&self, bytes: &[u8]) -> Result<ImageIndex, SourceError> {
+        let document = format!("index {}", ManifestDigest::of(bytes));
+        ImageIndex::from_reader(bytes).map_err(|error| self.files.unusable(&document)(error.into()))
+    }
+
     fn digest(&self, descriptor: &Descriptor) -> Result<ManifestDigest, SourceError> {
         let text = descriptor.digest().as_ref();
         text.parse()
@@ -178,9 +184,7 @@ impl Content<'_> {
                 let text = format!("more than {NESTING_MAX} indexes within each other");
                 return Err(self.files.unusable(name)(DocumentError::Mismatch(text)));
             }
-            let document = format!("index {}", ManifestDigest::of(&bytes));
-            let index = ImageIndex::from_reader(&bytes[..])
-                .map_err(|error| self.files.unusable(&document)(error.into()))?;
+            let index = self.index(&bytes)?;
             let chosen = self.choose(name, index.manifests())?;
             indexes.push(bytes);
             bytes = self.described(chosen)?;

@@ -159,9 +159,10 @@ fn find_within(
 ) -> Result<Option<Descriptor>, SourceError> {
     let wanted = wanted.to_string();
     let mut seen = HashSet::new();
-    let mut indexes = descriptors.to_vec();
+    let is_index = |it: &&Descriptor| is_index(it.media_type());
+    let mut indexes: Vec<Descriptor> = descriptors.iter().filter(is_index).cloned().collect();
     while let Some(index) = indexes.pop() {
-        if !is_index(index.media_type()) || !seen.insert(index.digest().to_string()) {
+        if !seen.insert(index.digest().to_string()) {
             continue;
         }
         let bytes = match content.described(&index) {
@@ -169,14 +170,12 @@ fn find_within(
             Err(SourceError::Missing { .. }) => continue,
             Err(error) => return Err(error),
         };
-        let document = format!("index {}", index.digest());
-        let named = ImageIndex::from_reader(&bytes[..])
-            .map_err(|error| content.files.unusable(&document)(error.into()))?;
+        let named = content.index(&bytes)?;
         let named = named.manifests().iter();
         if let Some(found) = named.clone().find(|it| it.digest().as_ref() == wanted) {
             return Ok(Some(found.clone()));
         }
-        indexes.extend(named.filter(|it| is_index(it.media_type())).cloned());
+        indexes.extend(named.filter(is_index).cloned());
     }
     Ok(None)
 }

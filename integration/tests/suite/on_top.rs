@@ -331,15 +331,7 @@ fn the_record_of_an_unpublished_image_goes_with_its_last_container() -> Result<(
     let conf = text(podman.storage_conf());
     let other = format!("oci:{}", other.display());
     scene.store.ok(&["import", "--tag", OTHER, &other])?;
-    let publish = [
-        "publish",
-        "--storage-conf",
-        &conf,
-        "--layout",
-        "mounted",
-        OTHER,
-    ];
-    scene.store.ok(&publish)?;
+    scene.publish_image(OTHER, Layout::Mounted, &podman)?;
 
     podman.ok(&["run", "--detach", "--name", "old", IMAGE, "sleep", "6000"])?;
     let unpublish = ["unpublish", "--when-unused", "--storage-conf", &conf, IMAGE];

@@ -359,16 +359,8 @@ fn names_hidden_by_podmans_own_copy_are_told(release: Release) -> Result<()> {
     scene.store.ok(&["unpublish", IMAGE])?;
     podman.load(scene.fixture.layout(), OWN)?;
 
-    let conf = podman.storage_conf().display().to_string();
-    let publish = [
-        "publish",
-        "--storage-conf",
-        &conf,
-        "--layout",
-        "mounted",
-        IMAGE,
-    ];
-    let said = scene.store.ok(&publish)?.stderr;
+    let publish = || scene.publish_image(IMAGE, Layout::Mounted, &podman);
+    let said = publish()?.stderr;
     let remedy = said
         .lines()
         .map(str::trim)
@@ -386,7 +378,7 @@ fn names_hidden_by_podmans_own_copy_are_told(release: Release) -> Result<()> {
     // With podman's own copy gone, ours has its name again.
     podman.ok(&["rmi", IMAGE, OWN])?;
     podman.ok(&run)?;
-    let said = scene.store.ok(&publish)?.stderr;
+    let said = publish()?.stderr;
     ensure!(!said.contains("podman tag"), "{said}");
     Ok(())
 }

@@ -121,7 +121,8 @@ impl Arena {
             && !self.ours.iter().any(|id| listed.stderr.contains(id))
     }
 
-    /// podman's list: it always succeeds, unless it takes longer than unpublish waits for it, and has [`APP`] and nothing that was never published.
+    /// podman's list: it always succeeds, unless it takes longer than unpublish waits for it, and has [`APP`] and
+    /// nothing that was never published.
     fn list(&self) -> Result<()> {
         let format = "{{.Repository}}:{{.Tag}}";
         let begun = Instant::now();
@@ -145,7 +146,12 @@ impl Arena {
     }
 
     fn run(&self, name: &str) -> Result<Finished> {
-        self.podman(&["run", "--rm", "--pull", "never", name, "sh", "-euc", ASK])
+        self.read(name, ASK)
+    }
+
+    fn read(&self, name: &str, script: &str) -> Result<Finished> {
+        let command = ["run", "--rm", "--pull", "never", name, "sh", "-euc", script];
+        self.podman(&command)
     }
 
     /// A container of [`APP`] is one of the versions, wholly.
@@ -158,9 +164,10 @@ impl Arena {
     /// A build on [`APP`] has one of the versions in it, wholly. What was built before stays: podman 4
     /// cannot list images while it removes some of its own.
     fn build(&self, number: usize) -> Result<()> {
-        let run = format!("RUN chmod 0700 /version && echo {number}\n");
+        let run = format!("RUN chmod 0700 /version && cat /version/* >/built && echo {number}\n");
         self.podman.build(BUILT, &format!("FROM {APP}\n{run}"))?;
-        let version = version(&self.run(BUILT)?)?;
+        let same = format!("test \"$(cat /built)\" = \"$(cat /version/*)\"; {ASK}");
+        let version = version(&self.read(BUILT, &same)?)?;
         ensure!([1, 2].contains(&version), "it says {version}");
         Ok(())
     }
@@ -255,7 +262,7 @@ fn arena(release: Release, layout: Layout) -> Result<Arena> {
     let ours: Vec<String> = ids
         .iter()
         .filter_map(|image| image["id"].as_str())
-        .map(|id| id.trim_start_matches("sha256:").to_owned())
+        .map(str::to_owned)
         .collect();
     ensure!(ours.len() == names.len(), "{images}");
     Ok(Arena {

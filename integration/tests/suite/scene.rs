@@ -4,7 +4,9 @@
 use anyhow::Result;
 use integration::fixture::Limits;
 use integration::store::Layout;
-use integration::{Engine, Filesystem, Fixture, Kind, Machine, Peers, Podman, Release, Store};
+use integration::{
+    Engine, Filesystem, Finished, Fixture, Kind, Machine, Peers, Podman, Release, Store,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -90,6 +92,16 @@ impl Scene {
 
     /// Publishes the image for `consumer`.
     pub(crate) fn publish(&self, layout: Layout, consumer: &Podman) -> Result<()> {
+        self.publish_image(IMAGE, layout, consumer).map(drop)
+    }
+
+    /// Publishes an image of the store for `consumer`.
+    pub(crate) fn publish_image(
+        &self,
+        image: &str,
+        layout: Layout,
+        consumer: &Podman,
+    ) -> Result<Finished> {
         let conf = consumer.storage_conf().display().to_string();
         self.store.ok(&[
             "publish",
@@ -97,9 +109,8 @@ impl Scene {
             layout.word(),
             "--storage-conf",
             &conf,
-            IMAGE,
-        ])?;
-        Ok(())
+            image,
+        ])
     }
 
     /// Imports and publishes the image, and gives an engine that has it from our store alone.

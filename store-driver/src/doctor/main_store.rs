@@ -271,7 +271,10 @@ fn same_things(facts: &Facts, main: &MainFacts, findings: &mut Vec<Finding>) {
                     ),
                     why: "podman takes its own copy of an image for the only one, and does not find these names"
                         .into(),
-                    remedy: Remedy::command(tag_command(&image.id, &hidden)),
+                    remedy: Remedy::command(tag_command(
+                        &image.id,
+                        &hidden.iter().map(shell).collect::<Vec<_>>(),
+                    )),
                 });
             }
             for name in &image.names {
